@@ -1,0 +1,211 @@
+"""What is measured, with what, and on what: the records that the harness passes on and stores.
+
+Numbers are raw and in base units (`latency_ns`, `peak_rss_bytes`); statistics are derived on reading
+(`edgekit.benchmarks.stats`). What was not measured is None, with the reason in `unmeasured`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgekit.schema import Record, digest
+
+__all__ = [
+    "Cluster",
+    "ColdStart",
+    "Conditions",
+    "DeviceInfo",
+    "DeviceStatus",
+    "Memory",
+    "Plan",
+    "Run",
+    "RunStatus",
+    "RuntimeFacts",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Cluster(Record):
+    """Cores that share a maximum clock (big.LITTLE); `cores` are CPU numbers."""
+
+    cores: tuple[int, ...]
+    max_khz: int | None = None
+
+
+class DeviceInfo(Record):
+    """The facts of one device, read from the device itself. Unknown is None."""
+
+    schema_version: Literal[1] = 1
+    spec: str
+    """What the user types to name it: `local`, `adb:SERIAL`, `board:amd64`, `ssh:host`."""
+    kind: str
+    """`local`, `adb`, `ssh`."""
+    serial: str
+    """Stable identity read from the device (machine id, ro.serialno), not the transport's name for it."""
+    model: str | None = None
+    soc: str | None = None
+    cpu_model: str | None = None
+    cpu_features: tuple[str, ...] = ()
+    """The instruction-set flags that decide a kernel: avx512_vnni, avx_vnni, asimddp, i8mm, …"""
+    cores: int | None = None
+    clusters: tuple[Cluster, ...] = ()
+    ram_bytes: int | None = None
+    os: str | None = None
+    kernel: str | None = None
+    abi: str | None = None
+    """`uname -m`: x86_64, aarch64, armv7l."""
+    libc: str | None = None
+    python: str | None = None
+    """`3.13.5`, or None where the device has no Python."""
+    governor: str | None = None
+    android_api: int | None = None
+    emulated: bool = False
+    """True where a latency measured here is not a hardware latency."""
+    emulation: str | None = None
+    """What it is instead, in one sentence."""
+    shares_host_cpu: bool = False
+    """True for `local` and for boards that run at native speed on this host's processor."""
+    boot_id: str | None = None
+    """Changes with each boot; not part of the fingerprint."""
+
+    def fingerprint(self) -> str:
+        """sha256 over the facts that make two measurements comparable (boot id left out)."""
+        return digest(self.model_dump(mode="json", exclude={"boot_id", "schema_version"}))
+
+
+class DeviceStatus(Record):
+    """One line of `edgekit devices`: what is attached, and why it cannot be used if so."""
+
+    spec: str
+    state: str
+    """`ready`, or the transport's own word: `unauthorized`, `offline`, …"""
+    usable: bool
+    reason: str | None = None
+    hint: str | None = None
+    info: DeviceInfo | None = None
+
+
+class Plan(Record):
+    """How to measure. The defaults are the measuring protocol's."""
+
+    threads: Positive = 1
+    delegate: Literal["default", "xnnpack", "none"] = "default"
+    """`default` is what the runtime does by itself; `none` refuses delegates where the runtime lets one."""
+    cores: tuple[int, ...] | None = None
+    """CPU numbers to pin to; None leaves the scheduler free."""
+    cold_starts: Annotated[int, Field(ge=0)] = 5
+    warmup_min_runs: Annotated[int, Field(ge=0)] = 10
+    warmup_max_seconds: Annotated[float, Field(ge=0)] = 5.0
+    min_samples: Positive = 200
+    min_seconds: Annotated[float, Field(ge=0)] = 2.0
+    max_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Sampling stops here even if `min_samples` was not reached; the run then says so."""
+    memory: bool = True
+    accuracy: bool = True
+    timeout_seconds: Annotated[float, Field(gt=0)] = 900.0
+    """For the whole job on the device."""
+
+
+class ColdStart(Record):
+    """One fresh process: from its start to the end of its first inference."""
+
+    import_ns: int
+    """Importing the runtime."""
+    load_ns: int
+    """Loading the model: file to ready-to-run."""
+    first_inference_ns: int
+    process_ns: int
+    """Wall time of the whole process as its parent saw it, interpreter start included."""
+
+
+class Memory(Record):
+    """Resident memory of a process that did nothing else; bytes."""
+
+    baseline_rss_bytes: int | None = None
+    """After the runtime was imported, before the model was opened."""
+    loaded_rss_bytes: int | None = None
+    """After the model was loaded."""
+    peak_rss_bytes: int | None = None
+    """VmHWM after inferences."""
+    pss_bytes: int | None = None
+    """Proportional set size after inferences."""
+
+
+class Conditions(Record):
+    """The state of the device at one moment (before or after a phase)."""
+
+    monotonic_ns: int
+    load_average_1m: float | None = None
+    temperature_milli_c: dict[str, int] = Field(default_factory=dict)
+    """Thermal zone type to milli-degrees Celsius."""
+    cpu_khz: dict[str, int] = Field(default_factory=dict)
+    """CPU name (`cpu0`) to its clock."""
+    governor: str | None = None
+
+
+class RuntimeFacts(Record):
+    """What executed the model, as the runtime itself tells."""
+
+    name: str
+    """`litert`, `onnxruntime`, `executorch`."""
+    version: str
+    threads: int
+    delegate: str | None = None
+    """The delegate in use (`XNNPACK`), None where none is."""
+    delegate_nodes: int | None = None
+    total_nodes: int | None = None
+    python: str | None = None
+
+
+class RunStatus(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    """The runtime refused the model or raised."""
+    CRASHED = "crashed"
+    """The process died by a signal."""
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+    """The device rebooted or went away and the job with it."""
+
+
+class Run(Record):
+    """One attempt at one job: everything the device said, raw."""
+
+    schema_version: Literal[1] = 1
+    job_key: str
+    """sha256 over (artifact, inputs, plan, runner, device fingerprint)."""
+    attempt: Positive
+    status: RunStatus
+    error: str | None = None
+    """The reason where status is not ok: the last lines of the runner's stderr, or the signal."""
+    artifact_sha256: str
+    device_fingerprint: str
+    plan: Plan
+    runner_sha256: str
+    inputs_sha256: str
+    runtime: RuntimeFacts | None = None
+    cold_starts: tuple[ColdStart, ...] = ()
+    warmup_ns: tuple[int, ...] = ()
+    latency_ns: tuple[int, ...] = ()
+    """One per inference: numpy inputs in, numpy outputs out, batch as the artifact has it."""
+    stopped_by: str | None = None
+    """`minimum reached` or `max_seconds`."""
+    memory: Memory | None = None
+    before: Conditions | None = None
+    after: Conditions | None = None
+    evaluated: int | None = None
+    """Inputs of the evaluation set that went through."""
+    outputs_sha256: str | None = None
+    """Of the outputs file, kept beside the store (`outputs/<sha256>.npz`)."""
+    unmeasured: dict[str, str] = Field(default_factory=dict)
+    """Field name to the reason it is None or empty."""
+    flags: tuple[str, ...] = ()
+    """What makes the numbers doubtful, found while measuring."""
+    phase_ns: dict[str, int] = Field(default_factory=dict)
+    """Wall time of each phase on the device (`cold`, `warm`, `memory`, `accuracy`)."""
+    host_ns: dict[str, int] = Field(default_factory=dict)
+    """Wall time of each part on the host (`push`, `run`, `pull`, `total`)."""

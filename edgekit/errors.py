@@ -1,0 +1,324 @@
+"""The one family of errors a user of edgekit can see.
+
+Every public failure is an `EdgekitError`. It carries a stable `code`, whose fault it is (`blame`), whether
+doing the same thing again could help (`transient`), and a `hint` that names the next thing to try. The
+command line turns `blame` into the exit status (`exit_status`), so a script can tell a typing mistake from
+an unplugged cable. Anything else that reaches a user is a bug in edgekit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+__all__ = [
+    "ArtifactError",
+    "Blame",
+    "CommandError",
+    "ConversionError",
+    "DeviceBusy",
+    "DeviceDiskFull",
+    "DeviceError",
+    "DeviceLost",
+    "DeviceTimeout",
+    "DeviceUnauthorized",
+    "DeviceUnusable",
+    "EdgekitError",
+    "ExportError",
+    "HostError",
+    "Interrupted",
+    "IntegrityError",
+    "InvalidResultError",
+    "MeasurementError",
+    "MissingDependencyError",
+    "ModelCrashError",
+    "OutputLimitError",
+    "Problem",
+    "RecipeError",
+    "StoreError",
+    "UnsupportedError",
+    "UserError",
+    "WorkloadError",
+    "exit_status",
+]
+
+
+class Blame(StrEnum):
+    """Whose move it is."""
+
+    USER = "user"
+    DEVICE = "device"
+    LINK = "link"
+    HOST = "host"
+    MODEL = "model"
+    BUG = "bug"
+
+
+_EXIT_STATUS = {
+    Blame.USER: 2,
+    Blame.DEVICE: 3,
+    Blame.LINK: 4,
+    Blame.HOST: 5,
+    Blame.MODEL: 6,
+    Blame.BUG: 70,
+}
+
+
+def exit_status(error: EdgekitError) -> int:
+    """The process exit status for `error`: 2 user, 3 device, 4 link, 5 host, 6 model, 70 bug, 130 interrupted."""
+    if isinstance(error, Interrupted):
+        return 130
+    return _EXIT_STATUS[error.blame]
+
+
+class EdgekitError(Exception):
+    """Base of every failure edgekit reports; `str(error)` is the sentence a user reads."""
+
+    code: ClassVar[str] = "EDGEKIT"
+    blame: ClassVar[Blame] = Blame.BUG
+    transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(EdgekitError):
+    """What was asked for cannot be: a wrong name, path, type or value."""
+
+    code = "USER"
+    blame = Blame.USER
+
+
+class RecipeError(UserError):
+    """The recipe file is not one edgekit can run."""
+
+    code = "RECIPE"
+
+
+class WorkloadError(UserError):
+    """The user's workload cannot be found, loaded, or does not give what a workload gives."""
+
+    code = "WORKLOAD"
+
+
+class ArtifactError(EdgekitError):
+    """A model file or its passport is missing, corrupt, truncated or of an unknown kind."""
+
+    code = "ARTIFACT"
+    blame = Blame.MODEL
+
+
+class MissingDependencyError(UserError):
+    """A part of edgekit needs packages that are not installed; `extra` names what brings them."""
+
+    code = "MISSING_DEPENDENCY"
+
+    def __init__(self, what: str, *, extra: str, package: str) -> None:
+        super().__init__(
+            f"{what} needs the package '{package}', which is not installed.",
+            hint=f"pip install 'edgekit[{extra}]'",
+        )
+        self.extra = extra
+        self.package = package
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One obstacle to a conversion, said so that the user can act on it."""
+
+    backend: str
+    message: str
+    op: str | None = None
+    module: str | None = None
+    """Dotted path of the user's submodule the op came from (`features.3.conv`)."""
+    source: str | None = None
+    """`file.py:line` in the user's code, where it could be told."""
+    available_in: tuple[str, ...] = ()
+    """Backends that do have the op."""
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.backend}: {self.message}"]
+        if self.module:
+            parts.append(f"in {self.module}")
+        if self.source:
+            parts.append(f"at {self.source}")
+        if self.available_in:
+            parts.append(f"(available in {', '.join(self.available_in)})")
+        return " ".join(parts) + (f"; {self.hint}" if self.hint else "")
+
+
+class UnsupportedError(EdgekitError):
+    """The backend cannot do this; `problems` lists every reason at once."""
+
+    code = "UNSUPPORTED"
+    blame = Blame.MODEL
+
+    def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(p) for p in self.problems) or "not supported", hint=hint)
+
+
+class ExportError(EdgekitError):
+    """`torch.export` refused the user's model; names the user's own line where it can be told."""
+
+    code = "EXPORT"
+    blame = Blame.MODEL
+
+    def __init__(self, message: str, *, source: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
+
+
+class ConversionError(EdgekitError):
+    """A converter failed or died; `stderr` holds the last lines it wrote."""
+
+    code = "CONVERSION"
+    blame = Blame.MODEL
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str,
+        stage: str,
+        op: str | None = None,
+        stderr: str = "",
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(f"{backend}: {stage}: {message}", hint=hint)
+        self.backend = backend
+        self.stage = stage
+        self.op = op
+        self.stderr = stderr
+
+
+class HostError(EdgekitError):
+    """This machine cannot do it: disk full, no permission, a missing program."""
+
+    code = "HOST"
+    blame = Blame.HOST
+
+
+class StoreError(HostError):
+    """The results database cannot be read or written."""
+
+    code = "STORE"
+
+
+class DeviceError(EdgekitError):
+    """Something went wrong on or with a device."""
+
+    code = "DEVICE"
+    blame = Blame.DEVICE
+
+    def __init__(self, message: str, *, device: str, hint: str | None = None) -> None:
+        super().__init__(f"{device}: {message}", hint=hint)
+        self.device = device
+
+
+class DeviceUnusable(DeviceError):
+    """The device is there but cannot be measured on; the message says why."""
+
+    code = "DEVICE_UNUSABLE"
+
+
+class DeviceUnauthorized(DeviceUnusable):
+    """adb is not allowed to talk to this device yet."""
+
+    code = "DEVICE_UNAUTHORIZED"
+
+
+class DeviceBusy(DeviceError):
+    """Another process is measuring on this device."""
+
+    code = "DEVICE_BUSY"
+
+
+class DeviceDiskFull(DeviceError):
+    """No space left on the device."""
+
+    code = "DEVICE_DISK_FULL"
+
+
+class DeviceLost(DeviceError):
+    """The link to the device broke; what the device did since is unknown until it is back."""
+
+    code = "DEVICE_LOST"
+    blame = Blame.LINK
+    transient = True
+
+
+class DeviceTimeout(DeviceError):
+    """The device did not answer before the deadline."""
+
+    code = "DEVICE_TIMEOUT"
+    blame = Blame.LINK
+    transient = True
+
+
+class CommandError(DeviceError):
+    """A command on the device ended with a non-zero status."""
+
+    code = "COMMAND"
+
+    def __init__(
+        self, *, device: str, argv: Sequence[str], returncode: int, stdout: str, stderr: str, hint: str | None = None
+    ) -> None:
+        tail = (stderr.strip() or stdout.strip()).splitlines()[-5:]
+        said = ": " + " | ".join(tail) if tail else ""
+        super().__init__(f"`{' '.join(argv)[:200]}` ended with {returncode}{said}", device=device, hint=hint)
+        self.argv = tuple(argv)
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class OutputLimitError(DeviceError):
+    """A device sent more than it may."""
+
+    code = "OUTPUT_LIMIT"
+
+
+class IntegrityError(DeviceError):
+    """What arrived is not what was sent (sha256 differs)."""
+
+    code = "INTEGRITY"
+
+
+class MeasurementError(DeviceError):
+    """A measurement could not be made or cannot be trusted."""
+
+    code = "MEASUREMENT"
+
+
+class InvalidResultError(MeasurementError):
+    """What a device sent back as a result breaks the wire format; `field` names the place."""
+
+    code = "INVALID_RESULT"
+
+    def __init__(self, message: str, *, device: str, field: str) -> None:
+        super().__init__(f"result field '{field}': {message}", device=device)
+        self.field = field
+
+
+class ModelCrashError(MeasurementError):
+    """The model's runtime died (signal) or was killed for memory while running on the device."""
+
+    code = "MODEL_CRASH"
+    blame = Blame.MODEL
+
+    def __init__(self, message: str, *, device: str, signal: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message, device=device, hint=hint)
+        self.signal = signal
+
+
+class Interrupted(EdgekitError):
+    """The user pressed Ctrl-C; everything finished so far is kept."""
+
+    code = "INTERRUPTED"
+    blame = Blame.USER
