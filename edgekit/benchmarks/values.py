@@ -19,6 +19,7 @@ __all__ = [
     "Conditions",
     "DeviceInfo",
     "DeviceStatus",
+    "Gates",
     "Memory",
     "Plan",
     "Run",
@@ -108,6 +109,22 @@ class Plan(Record):
     accuracy: bool = True
     timeout_seconds: Annotated[float, Field(gt=0)] = 900.0
     """For the whole job on the device."""
+
+
+class Gates(Record):
+    """What an artifact must reach on a device; None asks for nothing."""
+
+    max_accuracy_drop_pp: Annotated[float, Field(ge=0)] | None = None
+    """Percentage points under the PyTorch teacher on the host."""
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of evaluation inputs with the teacher's top-1."""
+    min_sqnr_db: float | None = None
+    max_p50_ms: Annotated[float, Field(gt=0)] | None = None
+    max_p90_ms: Annotated[float, Field(gt=0)] | None = None
+    max_size_bytes: Positive | None = None
+    max_peak_rss_mb: Annotated[float, Field(gt=0)] | None = None
+    min_speedup: Annotated[float, Field(gt=0)] | None = None
+    """Baseline p50 on the same device over this p50."""
 
 
 class ColdStart(Record):

@@ -1,0 +1,217 @@
+"""The recipe: one YAML file that says what to do, and the values it is read into.
+
+    schema_version: 1
+    name: fashion-mnist
+    workload: workload.py:workload
+    teacher: {train: {epochs: 3}}
+    student:
+      - prune: {macs_ratio: 0.4}
+      - distill: {epochs: 2}
+    convert: {to: [tflite, executorch, onnx], schemes: [fp32, static_w8a8]}
+    devices: [local, {spec: "board:amd64", required: false}]
+    gates: {max_accuracy_drop_pp: 2.0}
+
+Unknown keys are errors that name the nearest known one; every error names its line.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from edgekit.artifact import Format, Scheme
+from edgekit.benchmarks.values import Gates, Plan
+from edgekit.errors import RecipeError
+from edgekit.schema import Record, validation_problems
+from edgekit.yaml_file import YamlError, read_yaml
+
+__all__ = [
+    "ConvertOptions",
+    "DeviceEntry",
+    "DistillOptions",
+    "PruneOptions",
+    "Recipe",
+    "Step",
+    "TeacherOptions",
+    "TrainOptions",
+    "load_recipe",
+]
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+
+class TrainOptions(Record):
+    """Supervised training: AdamW with a one-cycle learning rate (Smith and Topin 2018)."""
+
+    epochs: Annotated[int, Field(ge=1)] = 3
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """torch's intra-op threads; None leaves torch's own choice."""
+
+
+class PruneOptions(Record):
+    """Structured channel pruning by dependency groups (Fang et al. 2023, DepGraph)."""
+
+    importance: Literal["l1", "l2", "bn_scale"] = "l2"
+    macs_ratio: Fraction = 0.5
+    """MACs to keep, of those before pruning."""
+    exclude: tuple[str, ...] = ()
+    """Module names that keep all their channels; the output layer always does."""
+    round_to: Annotated[int, Field(ge=1)] = 8
+    """Channel counts are multiples of this, which is what the int8 kernels like."""
+
+
+class DistillOptions(TrainOptions):
+    """Fine-tuning towards the teacher's responses (Hinton et al. 2015, eq. 1 and section 2).
+
+    loss = weight · T² · KL(softmax(teacher/T) ‖ softmax(student/T)) + (1 − weight) · cross-entropy
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 2
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+
+
+class Step(Record):
+    """One compression step: exactly one of its keys."""
+
+    prune: PruneOptions | None = None
+    distill: DistillOptions | None = None
+    finetune: TrainOptions | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if len(self.model_fields_set) != 1 or self.options is None:
+            raise ValueError("a step is one of 'prune', 'distill', 'finetune', with its options ({} for the defaults)")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(iter(self.model_fields_set))
+
+    @property
+    def options(self) -> PruneOptions | DistillOptions | TrainOptions | None:
+        value: PruneOptions | DistillOptions | TrainOptions | None = getattr(self, self.kind)
+        return value
+
+
+class TeacherOptions(Record):
+    """How the teacher comes by its weights; at most one of the two."""
+
+    train: TrainOptions | None = None
+    weights: str | None = None
+    """A .safetensors file, relative to the recipe."""
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if self.train is not None and self.weights is not None:
+            raise ValueError("give either 'train' or 'weights', not both")
+        return self
+
+
+class ConvertOptions(Record):
+    """Which artifacts to make."""
+
+    to: tuple[Format, ...] = (Format.TFLITE, Format.EXECUTORCH, Format.ONNX)
+    schemes: tuple[Scheme, ...] = (Scheme.FP32, Scheme.STATIC_W8A8)
+    calibration: Annotated[int, Field(ge=1)] = 200
+    """Samples used to set activation ranges."""
+    verification: Annotated[int, Field(ge=1)] = 200
+    """Held-out samples of the check after conversion."""
+    io_dtype: Literal["int8", "float32"] = "int8"
+    jobs: Annotated[int, Field(ge=1)] = 2
+    timeout_seconds: Annotated[float, Field(gt=0)] = 900.0
+    allow_lossy: bool = False
+
+    @field_validator("to", "schemes")
+    @classmethod
+    def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            raise ValueError("must name at least one")
+        if len(set(value)) != len(value):
+            raise ValueError("names something twice")
+        return value
+
+
+class DeviceEntry(Record):
+    """A device to measure on; a plain string in the YAML is one that is required."""
+
+    spec: str
+    required: bool = True
+    """False: when it cannot be had the run says so and goes on."""
+
+
+class Recipe(Record):
+    """A whole recipe, defaults resolved."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    title: str | None = None
+    workload: str
+    params: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    seed: int = 0
+    teacher: TeacherOptions = TeacherOptions()
+    student: tuple[Step, ...] = ()
+    convert: ConvertOptions = ConvertOptions()
+    baseline: Format | None = Format.ONNX
+    """The teacher is converted to this in fp32 and measured beside its students; null for none."""
+    devices: tuple[DeviceEntry, ...] = (DeviceEntry(spec="local"),)
+    plan: Plan = Plan()
+    gates: Gates = Gates()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not NAME.match(value):
+            raise ValueError("must be letters, digits, '.', '_' or '-', at most 64, not starting with a sign")
+        return value
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _plain_strings(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple({"spec": v} if isinstance(v, str) else v for v in value)
+        return value
+
+    @field_validator("devices")
+    @classmethod
+    def _some_device(cls, value: tuple[DeviceEntry, ...]) -> tuple[DeviceEntry, ...]:
+        specs = [entry.spec for entry in value]
+        if len(set(specs)) != len(specs):
+            raise ValueError("names a device twice")
+        return value
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file; raises RecipeError with every problem, its line and the nearest known name."""
+    try:
+        document = read_yaml(path)
+    except FileNotFoundError as e:
+        raise RecipeError(f"{path}: no such recipe", hint="`edgekit init DIR` writes one to start from") from e
+    except IsADirectoryError as e:
+        raise RecipeError(f"{path}: is a folder", hint=f"did you mean {path / 'recipe.yaml'}?") from e
+    except (OSError, YamlError) as e:
+        raise RecipeError(f"{path}: {e}") from e
+    if not isinstance(document.value, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(document.value).__name__}")
+    version = document.value.get("schema_version", 1)
+    if version != 1:
+        raise RecipeError(
+            f"{path}:{document.line_of(('schema_version',))}: schema_version {version!r}; this edgekit reads 1",
+            hint="upgrade edgekit, or write the recipe in version 1",
+        )
+    try:
+        return Recipe.model_validate(document.value)
+    except ValidationError as e:
+        lines = [document.line_of(problem["loc"]) for problem in e.errors(include_url=False)]
+        told = [
+            f"{path}:{line}: {text}" for line, text in zip(lines, validation_problems(e, Recipe), strict=True)
+        ]
+        raise RecipeError("\n".join(told)) from e
