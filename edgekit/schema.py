@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,8 +83,14 @@ def validation_problems(error: ValidationError, model: type[BaseModel]) -> list[
             owner = _model_at(model, problem["loc"][:-1])
             known = [f.alias or name for name, f in owner.model_fields.items()] if owner else []
             sentences.append(f"{where}: unknown key; {near_miss(str(problem['loc'][-1]), known)}")
+        elif problem["type"] in ("enum", "literal_error"):
+            known = re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
+            sentences.append(f"{where}: unknown value {problem['input']!r}; {near_miss(str(problem['input']), known)}")
         else:
-            sentences.append(f"{where}: {problem['msg']}")
+            said = problem["msg"].removeprefix("Value error, ")
+            given = problem["input"]
+            shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+            sentences.append(f"{where}: {said}{shown}")
     return sentences
 
 
