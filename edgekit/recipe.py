@@ -211,7 +211,5 @@ def load_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(document.value)
     except ValidationError as e:
         lines = [document.line_of(problem["loc"]) for problem in e.errors(include_url=False)]
-        told = [
-            f"{path}:{line}: {text}" for line, text in zip(lines, validation_problems(e, Recipe), strict=True)
-        ]
+        told = [f"{path}:{line}: {text}" for line, text in zip(lines, validation_problems(e, Recipe), strict=True)]
         raise RecipeError("\n".join(told)) from e

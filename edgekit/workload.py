@@ -109,31 +109,50 @@ class Workload:
 def _check_workload(workload: Workload) -> None:
     """Raise WorkloadError naming the first field that is not what a workload needs."""
     try:
-        import torch
         from torch import nn
     except ImportError as e:
         raise MissingDependencyError("a workload", extra="train", package="torch") from e
+    wrong = (
+        (
+            None
+            if isinstance(workload.model, nn.Module) or callable(workload.model)
+            else f"model is {type(workload.model).__name__}; give a torch.nn.Module or a function that returns one"
+        )
+        or _wrong_examples(workload.example_inputs)
+        or _wrong_task(workload.task)
+        or _wrong_data(workload)
+    )
+    if wrong:
+        raise WorkloadError(f"workload '{workload.name}': {wrong}")
 
-    def fail(what: str) -> WorkloadError:
-        return WorkloadError(f"workload '{workload.name}': {what}")
 
-    if not isinstance(workload.model, nn.Module) and not callable(workload.model):
-        raise fail(f"model is {type(workload.model).__name__}; give a torch.nn.Module or a function that returns one")
-    if not isinstance(workload.example_inputs, tuple) or not workload.example_inputs:
-        raise fail("example_inputs must be a non-empty tuple of tensors, such as (torch.zeros(1, 3, 32, 32),)")
-    for i, value in enumerate(workload.example_inputs):
+def _wrong_examples(examples: Any) -> str | None:
+    import torch
+
+    if not isinstance(examples, tuple) or not examples:
+        return "example_inputs must be a non-empty tuple of tensors, such as (torch.zeros(1, 3, 32, 32),)"
+    for i, value in enumerate(examples):
         if not isinstance(value, torch.Tensor):
-            raise fail(f"example_inputs[{i}] is {type(value).__name__}, not a tensor")
-    if workload.task not in tuple(Task):
-        raise fail(f"unknown task '{workload.task}'; {near_miss(str(workload.task), [t.value for t in Task])}")
+            return f"example_inputs[{i}] is {type(value).__name__}, not a tensor"
+    return None
+
+
+def _wrong_task(task: str) -> str | None:
+    if task in tuple(Task):
+        return None
+    return f"unknown task '{task}'; {near_miss(str(task), [t.value for t in Task])}"
+
+
+def _wrong_data(workload: Workload) -> str | None:
     for field in ("evaluation", "train", "calibration"):
         data = getattr(workload, field)
         if data is None and field != "evaluation":
             continue
         if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-            raise fail(f"{field} is {type(data).__name__}; give a map-style dataset with __len__ and __getitem__")
+            return f"{field} is {type(data).__name__}; give a map-style dataset with __len__ and __getitem__"
         if len(data) == 0:
-            raise fail(f"{field} is empty")
+            return f"{field} is empty"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +192,7 @@ class WorkloadSource:
         try:
             if self.file is not None:
                 return _import_file(self.file)
-            assert self.module is not None
-            return importlib.import_module(self.module)
+            return importlib.import_module(self.module or "")
         except ModuleNotFoundError as e:
             if e.name == self.module:
                 raise WorkloadError(

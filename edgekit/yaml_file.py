@@ -99,7 +99,9 @@ def _refuse_aliases(loader: yaml.SafeLoader) -> None:
             depth -= 1
 
 
-def _walk(node: yaml.Node | None, place: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], d: int) -> None:
+def _walk(
+    node: yaml.Node | None, place: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], d: int
+) -> None:
     if node is None:
         return
     lines[place] = node.start_mark.line + 1
