@@ -1,0 +1,125 @@
+"""The commands of `edgekit`, and how an error is shown.
+
+Exit status: 0 done and every gate passed; 1 a gate failed; 2 what was asked for is wrong; 3 device;
+4 link to the device; 5 this host; 6 model; 70 a bug in edgekit; 130 stopped by Ctrl-C. `edgekit compare`
+gives its verdict (0 PASS, 1 FAIL, 2 NOISY, 3 INCOMPARABLE), and 10 more than the above when it cannot compare.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import click
+import typer
+
+import edgekit
+from edgekit.errors import Blame, EdgekitError, Interrupted, exit_status
+
+__all__ = ["app", "fail", "run_command_line"]
+
+app = typer.Typer(
+    name="edgekit",
+    help="From a PyTorch model to measured numbers on the phone or board it will ship on.",
+    epilog="Start with: edgekit doctor · edgekit demo · edgekit init DIR",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgekit {edgekit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what edgekit does (any place).")] = False,
+) -> None:
+    """Options of every command."""
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status; errors go to stderr, as JSON to stdout with `--json`."""
+    arguments = list(arguments)
+    is_debug = "--debug" in arguments or os.environ.get("EDGEKIT_DEBUG") == "1"
+    arguments = [a for a in arguments if a != "--debug"]
+    as_json = "--json" in arguments
+    _configure_logging(is_debug)
+    import edgekit.cli.commands  # noqa: F401  (registers the commands on `app`)
+
+    command = next((a for a in arguments if not a.startswith("-")), "")
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name="edgekit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        return fail(
+            Interrupted("stopped; what was finished is kept", hint="run the same command again to go on"),
+            as_json=as_json,
+        )
+    except EdgekitError as e:
+        if is_debug:
+            traceback.print_exc()
+        return fail(e, as_json=as_json) + (10 if command == "compare" else 0)
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code + (10 if command == "compare" else 0)
+    except BrokenPipeError:
+        # the reader of our output went away (`| head`); Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:  # noqa: BLE001  the border of the program: everything else is a bug, said as one
+        return _bug(e, is_debug)
+
+
+def _bug(error: Exception, is_debug: bool) -> int:
+    if is_debug:
+        traceback.print_exception(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    print(
+        f"edgekit: internal error: {type(error).__name__}: {error} ({place.filename}:{place.lineno})\n"
+        "  this is a bug in edgekit; run again with --debug and report what it prints",
+        file=sys.stderr,
+    )
+    return exit_status(EdgekitError(""))
+
+
+def fail(error: EdgekitError, *, as_json: bool) -> int:
+    """Show `error` and return its exit status."""
+    if as_json:
+        print(json.dumps({"error": _as_record(error)}))
+    print(f"edgekit: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  try: {error.hint}", file=sys.stderr)
+    return exit_status(error)
+
+
+def _as_record(error: EdgekitError) -> dict[str, Any]:
+    blame: Blame = error.blame
+    return {
+        "code": error.code,
+        "blame": blame.value,
+        "transient": error.transient,
+        "message": error.message,
+        "hint": error.hint,
+    }
+
+
+def _configure_logging(is_debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("edgekit").setLevel(logging.DEBUG if is_debug else logging.WARNING)

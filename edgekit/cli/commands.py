@@ -1,0 +1,11 @@
+"""Imports every command module, which registers its commands in the order `edgekit --help` lists them."""
+
+from edgekit.cli import (  # noqa: F401, I001  (the order is the order of the help)
+    running,
+    converting,
+    benchmarking,
+    devices,
+    reporting,
+    scaffolding,
+    doctor,
+)

@@ -1,0 +1,1 @@
+"""Running a recipe: stages with content-addressed outputs, resumable at any moment."""
