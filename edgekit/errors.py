@@ -21,6 +21,7 @@ __all__ = [
     "DeviceBusy",
     "DeviceDiskFull",
     "DeviceError",
+    "DeviceFileMissing",
     "DeviceLost",
     "DeviceTimeout",
     "DeviceUnauthorized",
@@ -243,6 +244,12 @@ class DeviceDiskFull(DeviceError):
     """No space left on the device."""
 
     code = "DEVICE_DISK_FULL"
+
+
+class DeviceFileMissing(DeviceError):
+    """The file asked for is not on the device (or is not a regular file)."""
+
+    code = "DEVICE_FILE_MISSING"
 
 
 class DeviceLost(DeviceError):

@@ -1,0 +1,105 @@
+"""Child processes with an end: a deadline, an output cap, and nobody left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+from edgekit.benchmarks.devices.base import Deadline
+from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, Reply
+from edgekit.errors import DeviceTimeout, HostError, OutputLimitError
+
+__all__ = ["end_group", "run_bounded"]
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 256 * 1024
+_TICK_SECONDS = 0.2
+
+
+def end_group(process: subprocess.Popen[Any], *, patience: float = 1.0) -> None:
+    """SIGKILL the process group that `process` leads, and reap it; returns after at most `patience` seconds."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(timeout=patience)
+    except subprocess.TimeoutExpired:
+        log.warning("process %d did not end %.1f s after SIGKILL", process.pid, patience)
+
+
+def run_bounded(
+    argv: Sequence[str],
+    deadline: Deadline,
+    *,
+    device: str,
+    env: Mapping[str, str] | None = None,
+    tick: Callable[[], None] | None = None,
+    max_output: int = OUTPUT_LIMIT_BYTES,
+) -> Reply:
+    """What `argv` printed and its exit status, run in a session of its own with no stdin.
+
+    The whole process group is killed when the deadline passes (DeviceTimeout), when stdout and stderr together
+    exceed `max_output` (OutputLimitError), when `tick` (called a few times a second) raises, and on Ctrl-C.
+    """
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(env) if env is not None else None,
+            start_new_session=True,
+        )
+    except OSError as e:
+        raise HostError(f"cannot start {argv[0]}: {e.strerror or e}") from e
+    try:
+        out, err = _drain(process, deadline, device, tick, max_output)
+        process.wait(timeout=max(deadline.remaining, 0.1))
+    except subprocess.TimeoutExpired as e:
+        raise DeviceTimeout("no answer before the deadline", device=device) from e
+    finally:
+        if process.poll() is None:
+            end_group(process)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    return Reply(returncode=process.returncode, stdout=out, stderr=err)
+
+
+def _drain(
+    process: subprocess.Popen[bytes],
+    deadline: Deadline,
+    device: str,
+    tick: Callable[[], None] | None,
+    max_output: int,
+) -> tuple[bytes, bytes]:
+    """Both streams up to their ends."""
+    kept: dict[IO[bytes], bytearray] = {}
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None  # noqa: S101 - PIPE was asked for
+            kept[stream] = bytearray()
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            if deadline.remaining <= 0:
+                raise DeviceTimeout("no answer before the deadline", device=device)
+            for key, _ in selector.select(min(deadline.remaining, _TICK_SECONDS)):
+                chunk = os.read(key.fd, _CHUNK)
+                if chunk:
+                    kept[key.fileobj] += chunk  # type: ignore[index]
+                else:
+                    selector.unregister(key.fileobj)
+            if sum(map(len, kept.values())) > max_output:
+                raise OutputLimitError(
+                    f"printed more than {max_output >> 20} MiB; the command was killed", device=device
+                )
+            if tick is not None:
+                tick()
+    out, err = kept.values()
+    return bytes(out), bytes(err)
