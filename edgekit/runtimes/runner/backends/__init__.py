@@ -1,0 +1,27 @@
+"""Runtimes the runner can drive, by name.
+
+A backend is a class `Backend` with: `import_runtime()` (imports the runtime's packages, nothing else),
+`load(path, threads, delegate)`, `invoke(inputs) -> outputs` (numpy arrays, copies included), `names()` (input
+and output names, or None where the runtime does not tell them) and `describe()` (what executes: the `runtime`
+of a result). A delegate that was asked for and cannot be had raises.
+"""
+
+import importlib
+import importlib.util
+from typing import Any, Optional
+
+BACKENDS = {"litert": ".litert", "onnxruntime": ".onnx", "executorch": ".executorch"}
+
+
+def make_backend(runtime: str, backend_file: Optional[str]) -> Any:
+    """A new backend: of the table above, or the `Backend` of a third party's file."""
+    if backend_file is not None:
+        spec = importlib.util.spec_from_file_location("edgekit_runner_backend", backend_file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{backend_file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.Backend()
+    if runtime not in BACKENDS:
+        raise ValueError(f"runtime '{runtime}' is not one of {', '.join(sorted(BACKENDS))}")
+    return importlib.import_module(BACKENDS[runtime], __name__).Backend()

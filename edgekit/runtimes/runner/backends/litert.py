@@ -1,0 +1,83 @@
+"""TensorFlow Lite files on LiteRT's interpreter (or tflite_runtime, where that is what the board has)."""
+
+import importlib.metadata
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+
+class Backend:
+    """A .tflite file in one interpreter."""
+
+    def import_runtime(self) -> None:
+        try:
+            from ai_edge_litert import interpreter as module
+
+            self._package = "ai_edge_litert"
+        except ModuleNotFoundError as missing:
+            if missing.name != "ai_edge_litert":
+                raise
+            from tflite_runtime import interpreter as module
+
+            self._package = "tflite_runtime"
+        self._module: Any = module
+
+    def load(self, path: str, threads: int, delegate: str) -> None:
+        """Read the file and allocate its tensors. `none` leaves XNNPACK out; `xnnpack` insists on it."""
+        resolver = self._module.OpResolverType.AUTO
+        if delegate == "none":
+            resolver = self._module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = self._module.Interpreter(
+            model_path=path, num_threads=threads, experimental_op_resolver_type=resolver
+        )
+        self._interpreter.allocate_tensors()
+        self._threads = threads
+        self._inputs = [int(d["index"]) for d in self._interpreter.get_input_details()]
+        self._outputs = [int(d["index"]) for d in self._interpreter.get_output_details()]
+        nodes, _ = self._delegated()
+        if delegate == "xnnpack" and not nodes:
+            raise RuntimeError("the XNNPACK delegate was asked for and took no node of this model")
+
+    def invoke(self, inputs: List[Any]) -> List[Any]:
+        interpreter = self._interpreter
+        for index, value in zip(self._inputs, inputs):
+            interpreter.set_tensor(index, value)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in self._outputs]
+
+    def names(self) -> Tuple[Optional[List[str]], Optional[List[str]]]:
+        return (
+            [d["name"] for d in self._interpreter.get_input_details()],
+            [d["name"] for d in self._interpreter.get_output_details()],
+        )
+
+    def describe(self) -> Dict[str, Any]:
+        nodes, total = self._delegated()
+        return {
+            "name": "litert" if self._package == "ai_edge_litert" else "tflite_runtime",
+            "version": importlib.metadata.version(self._package.replace("_", "-")),
+            "threads": self._threads,
+            "delegate": "XNNPACK" if nodes else None,
+            "delegate_nodes": nodes,
+            "total_nodes": total,
+        }
+
+    def _delegated(self) -> Tuple[int, int]:
+        """(nodes a delegate took, nodes of the model).
+
+        The interpreter lists the model's nodes first and each delegate kernel after them; a kernel stands for
+        every node on the way from its outputs back to its inputs.
+        """
+        listing = self._interpreter._get_ops_details()
+        kernels = [op for op in listing if op["op_name"] == "DELEGATE"]
+        nodes = [op for op in listing if op["op_name"] != "DELEGATE"]
+        maker = {int(t): i for i, op in enumerate(nodes) for t in op["outputs"]}
+        taken: Set[int] = set()
+        for kernel in kernels:
+            inputs = {int(t) for t in kernel["inputs"]}
+            waiting = [int(t) for t in kernel["outputs"]]
+            while waiting:
+                node = maker.get(waiting.pop())
+                if node is None or node in taken:
+                    continue
+                taken.add(node)
+                waiting += [int(t) for t in nodes[node]["inputs"] if int(t) not in inputs]
+        return len(taken), len(nodes)

@@ -1,0 +1,237 @@
+"""The supervisor: runs each phase in a fresh child, saves it, survives its death, writes the result."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from . import SCHEMA_VERSION
+from .conditions import boot_id, conditions
+from .files import read_json, write_json
+from .job import Job, Plan, read_job
+
+_BEAT_SECONDS = 1.0
+_STDERR_TAIL = 4000
+
+
+class PhaseError(Exception):
+    """A phase that gave nothing: `status` is failed, crashed or timed_out."""
+
+    def __init__(self, status: str, message: str, signal_number: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.signal_number = signal_number
+
+
+class Progress:
+    """`progress.json`: where the job is, and that its runner lives."""
+
+    def __init__(self, job: Job, total: int, boot: Optional[str]) -> None:
+        self._path = job.path("progress.json")
+        previous = read_json(self._path) or {}
+        self._value = {
+            "schema_version": SCHEMA_VERSION,
+            "job": job.job,
+            "boot_id": boot,
+            "beat": int(previous.get("beat", 0)),
+            "state": "running",
+            "phase": "",
+            "done": 0,
+            "total": total,
+        }
+
+    def show(self, **changes: Any) -> None:
+        """Write the present state with `changes`, one beat on."""
+        self._value.update(changes)
+        self._value["beat"] += 1
+        write_json(self._path, self._value)
+
+
+def supervise(directory: str, argv: List[str]) -> int:
+    """Run the job in `directory`; `argv` starts this runner again. 0 when `result.json` is there."""
+    job = read_job(directory)
+    if os.path.exists(job.path("result.json")):
+        return 0
+    deadline = time.monotonic() + job.plan.timeout_seconds
+    state = _state(job)
+    steps = _steps(job.plan)
+    progress = Progress(job, len(steps), state["boot_id"])
+    error: Optional[PhaseError] = None
+    for done, (name, phase) in enumerate(steps):
+        progress.show(phase=name, done=done)
+        try:
+            _run_step(job, name, phase, argv, deadline, progress.show)
+        except PhaseError as e:
+            error = e
+            break
+    write_json(job.path("result.json"), _result(job, state, steps, error))
+    progress.show(state="done", phase="", done=len(steps))
+    return 0
+
+
+def _state(job: Job) -> Dict[str, Any]:
+    """What the first start noted (boot, conditions before), with the number of starts counted up."""
+    state = read_json(job.path("state.json")) or {"boot_id": boot_id(), "before": conditions(), "starts": 0}
+    state["starts"] += 1
+    write_json(job.path("state.json"), state)
+    return dict(state)
+
+
+def _steps(plan: Plan) -> List[Tuple[str, str]]:
+    """(name, phase) in order; each cold start is a step of its own."""
+    steps = [(f"cold-{i}", "cold") for i in range(plan.cold_starts)] + [("warm", "warm")]
+    if plan.memory:
+        steps.append(("memory", "memory"))
+    if plan.accuracy:
+        steps.append(("accuracy", "accuracy"))
+    return steps
+
+
+def _run_step(
+    job: Job, name: str, phase: str, argv: List[str], deadline: float, beat: Callable[[], None]
+) -> None:
+    """Run one step in a fresh child unless it is saved already; raises PhaseError."""
+    saved = job.path(f"phase-{name}.json")
+    if os.path.exists(saved):
+        return
+    part = job.path(f"part-{name}.json")
+    stderr = job.path(f"stderr-{name}.txt")
+    command = [*argv, "phase", job.directory, phase, part]
+    returncode, elapsed = _child(command, stderr, job.plan.threads, deadline, beat)
+    if returncode != 0:
+        raise _failure(name, returncode, _tail(stderr))
+    found = read_json(part)
+    if found is None:
+        raise PhaseError("failed", f"{name}: the process ended well and wrote nothing")
+    if phase == "cold":
+        found["process_ns"] = elapsed
+    write_json(saved, dict(found, phase_ns=elapsed))
+
+
+def _child(
+    command: List[str], stderr: str, threads: int, deadline: float, beat: Callable[[], None]
+) -> Tuple[Optional[int], int]:
+    """(exit status, wall time in ns) of a child; None as status when it was ended at the deadline.
+
+    The wait sleeps in the kernel: a supervisor that polls would take time from what it measures.
+    """
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS="1")
+    ended: List[int] = []
+    over = threading.Event()
+    with open(stderr, "wb") as log:
+        begun = time.perf_counter_ns()
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env)
+
+        def wait() -> None:
+            process.wait()
+            ended.append(time.perf_counter_ns())
+            over.set()
+
+        threading.Thread(target=wait, daemon=True).start()
+        timed_out = False
+        while not over.wait(max(0.0, min(_BEAT_SECONDS, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                timed_out = True
+                process.kill()
+                over.wait()
+                break
+            beat()
+    if process.stdin is not None:
+        process.stdin.close()
+    return (None if timed_out else process.returncode), ended[0] - begun
+
+
+def _failure(name: str, returncode: Optional[int], tail: str) -> PhaseError:
+    said = f"\n{tail}" if tail else ""
+    if returncode is None:
+        return PhaseError("timed_out", f"{name}: ended at the plan's timeout{said}")
+    if returncode < 0:
+        number = -returncode
+        why = " (most likely the system was out of memory)" if number == signal.SIGKILL else ""
+        return PhaseError("crashed", f"{name}: the process died by {_signal_name(number)}{why}{said}", number)
+    return PhaseError("failed", f"{name}: ended with {returncode}{said}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tail(path: str) -> str:
+    with open(path, "rb") as f:
+        f.seek(0, os.SEEK_END)
+        f.seek(max(0, f.tell() - _STDERR_TAIL))
+        return f.read().decode("utf-8", "replace").strip()
+
+
+def _result(
+    job: Job, state: Dict[str, Any], steps: List[Tuple[str, str]], error: Optional[PhaseError]
+) -> Dict[str, Any]:
+    """`result.json` from the saved phases; see the package docstring."""
+    saved = {name: read_json(job.path(f"phase-{name}.json")) for name, _ in steps}
+    colds = [saved[name] for name, phase in steps if phase == "cold" and saved[name]]
+    warm = saved.get("warm") or {}
+    memory = saved.get("memory") or {}
+    accuracy = saved.get("accuracy") or {}
+    keys = ("import_ns", "load_ns", "first_inference_ns", "process_ns")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "job": job.job,
+        "status": error.status if error else "ok",
+        "error": str(error) if error else None,
+        "signal": error.signal_number if error else None,
+        "runtime": warm.get("runtime"),
+        "cold_starts": [{key: c[key] for key in keys} for c in colds],
+        "warmup_ns": warm.get("warmup_ns", []),
+        "latency_ns": warm.get("latency_ns", []),
+        "sampled_every": warm.get("sampled_every", 1),
+        "stopped_by": warm.get("stopped_by"),
+        "memory": memory.get("memory"),
+        "before": state["before"],
+        "after": conditions(),
+        "evaluated": accuracy.get("evaluated"),
+        "outputs": accuracy.get("outputs"),
+        "unmeasured": _unmeasured(job.plan, saved, error),
+        "flags": [flag for part in (warm, memory) for flag in part.get("flags", [])],
+        "phase_ns": _phase_times(steps, saved),
+        "starts": state["starts"],
+    }
+
+
+def _unmeasured(plan: Plan, saved: Dict[str, Any], error: Optional[PhaseError]) -> Dict[str, str]:
+    """Field to reason for everything that is None or empty in the result."""
+    why = str(error).splitlines()[0] if error else ""
+    reasons = dict((saved.get("memory") or {}).get("unmeasured", {}))
+    if plan.cold_starts == 0:
+        reasons["cold_starts"] = "not asked for"
+    elif sum(1 for name in saved if name.startswith("cold-") and saved[name]) < plan.cold_starts:
+        reasons["cold_starts"] = why
+    if not saved.get("warm"):
+        reasons["latency_ns"] = why
+    if not saved.get("memory"):
+        reasons["memory"] = why if plan.memory else "not asked for"
+    if not saved.get("accuracy"):
+        reasons["evaluated"] = why if plan.accuracy else "not asked for"
+    return reasons
+
+
+def _phase_times(steps: List[Tuple[str, str]], saved: Dict[str, Any]) -> Dict[str, int]:
+    times: Dict[str, int] = {}
+    for name, phase in steps:
+        found = saved[name]
+        if found:
+            times[phase] = times.get(phase, 0) + found["phase_ns"]
+    return times
+
+
+def own_command() -> List[str]:
+    """The argv that starts this same runner: the packed file, or the package as a module."""
+    main = sys.argv[0]
+    if main.endswith(".py") and os.path.basename(os.path.dirname(main)) == "runner":
+        return [sys.executable, "-m", __package__]
+    return [sys.executable, main]
