@@ -209,6 +209,8 @@ class Run(Record):
     warmup_ns: tuple[int, ...] = ()
     latency_ns: tuple[int, ...] = ()
     """One per inference: numpy inputs in, numpy outputs out, batch as the artifact has it."""
+    sampled_every: Positive = 1
+    """Every k-th inference is in `latency_ns` (k > 1 where the model is too quick to keep them all)."""
     stopped_by: str | None = None
     """`minimum reached` or `max_seconds`."""
     memory: Memory | None = None

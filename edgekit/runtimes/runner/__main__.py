@@ -1,10 +1,9 @@
 """`run JOBDIR` (what the harness starts) and `phase JOBDIR PHASE PART` (what the supervisor starts)."""
 
 import sys
-from typing import List
 
 
-def main(arguments: List[str]) -> int:
+def main(arguments: list[str]) -> int:
     """The exit status: 0 done, 2 wrong usage, 3 a phase that raised."""
     if len(arguments) == 2 and arguments[0] == "run":
         from .supervisor import own_command, supervise

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import traceback
-from typing import List
+from typing import Optional
 
 from .backends import make_backend
 from .files import write_json
@@ -29,7 +29,7 @@ def run_phase(directory: str, phase: str, part: str) -> int:
     return 0
 
 
-def _pin(cores: "List[int] | None") -> None:
+def _pin(cores: Optional[list[int]]) -> None:
     """Keep this process (and the threads it will start) on `cores`; raises where that cannot be done."""
     if cores is None:
         return

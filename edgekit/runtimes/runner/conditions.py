@@ -3,12 +3,12 @@
 import glob
 import os
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 from .files import read_text
 
 
-def conditions() -> Dict[str, Any]:
+def conditions() -> dict[str, Any]:
     """What the kernel tells about this moment; what it does not tell is None or absent."""
     return {
         "monotonic_ns": time.monotonic_ns(),
@@ -38,9 +38,9 @@ def _integer(text: Optional[str]) -> Optional[int]:
         return None
 
 
-def _temperatures(root: str) -> Dict[str, int]:
+def _temperatures(root: str) -> dict[str, int]:
     """Thermal zone type to milli-degrees; a second zone of the same type gets its zone's number."""
-    found: Dict[str, int] = {}
+    found: dict[str, int] = {}
     for zone in sorted(glob.glob(os.path.join(root, "thermal_zone*"))):
         value = _integer(read_text(os.path.join(zone, "temp")))
         if value is None:
@@ -50,8 +50,8 @@ def _temperatures(root: str) -> Dict[str, int]:
     return found
 
 
-def _clocks(root: str) -> Dict[str, int]:
-    found: Dict[str, int] = {}
+def _clocks(root: str) -> dict[str, int]:
+    found: dict[str, int] = {}
     for cpu in sorted(glob.glob(os.path.join(root, "cpu[0-9]*"))):
         value = _integer(read_text(os.path.join(cpu, "cpufreq", "scaling_cur_freq")))
         if value is not None:

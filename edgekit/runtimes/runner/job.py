@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 from . import SCHEMA_VERSION
 
@@ -14,7 +14,7 @@ class Plan:
 
     threads: int
     delegate: str
-    cores: Optional[List[int]]
+    cores: Optional[list[int]]
     cold_starts: int
     warmup_min_runs: int
     warmup_max_seconds: float
@@ -35,9 +35,9 @@ class Job:
     runtime: str
     backend_file: Optional[str]
     model: str
-    inputs: Tuple[Tuple[str, str], ...]
+    inputs: tuple[tuple[str, str], ...]
     """(name, path of the .npy) per model input."""
-    outputs: Tuple[str, ...]
+    outputs: tuple[str, ...]
     batch: int
     plan: Plan
 
@@ -49,7 +49,7 @@ class Job:
 def read_job(directory: str) -> Job:
     """The job in `directory`; raises ValueError for another schema version, KeyError and TypeError for a bad file."""
     with open(os.path.join(directory, "job.json"), encoding="utf-8") as f:
-        value: Dict[str, Any] = json.load(f)
+        value: dict[str, Any] = json.load(f)
     if value["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"job.json has schema_version {value['schema_version']}; this runner reads {SCHEMA_VERSION}")
     return Job(

@@ -1,13 +1,13 @@
 """Resident memory of this process, as the Linux kernel counts it."""
 
-from typing import Dict, Optional
+from typing import Optional
 
 from .files import read_text
 
 _KIB = 1024
 
 
-def resident() -> Dict[str, Optional[int]]:
+def resident() -> dict[str, Optional[int]]:
     """`{"rss": bytes, "peak": bytes}` (VmRSS, VmHWM); None where the kernel does not tell."""
     return {"rss": _field("/proc/self/status", "VmRSS"), "peak": _field("/proc/self/status", "VmHWM")}
 

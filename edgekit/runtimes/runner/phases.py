@@ -8,7 +8,7 @@ import glob
 import os
 import platform
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from . import memory
 from .files import sha256_of
@@ -22,7 +22,7 @@ _CHUNK_RUNS = 256
 _MEMORY_RUNS = 10
 
 
-def cold(job: Job, backend: Any) -> Dict[str, Any]:
+def cold(job: Job, backend: Any) -> dict[str, Any]:
     """Import, load, first inference; each once."""
     now = time.perf_counter_ns
     begun = now()
@@ -41,7 +41,7 @@ def cold(job: Job, backend: Any) -> Dict[str, Any]:
     }
 
 
-def warm(job: Job, backend: Any) -> Dict[str, Any]:
+def warm(job: Job, backend: Any) -> dict[str, Any]:
     """Raw warm-ups and samples; inputs are real, prepared before the clock starts, and taken in turn."""
     plan = job.plan
     _load(job, backend)
@@ -62,7 +62,7 @@ def warm(job: Job, backend: Any) -> Dict[str, Any]:
     return dict(found, warmup_ns=warmups, runtime=facts, flags=flags)
 
 
-def measure_memory(job: Job, backend: Any) -> Dict[str, Any]:
+def measure_memory(job: Job, backend: Any) -> dict[str, Any]:
     """Resident bytes: runtime imported, model loaded, peak and proportional after some inferences."""
     unmeasured = {}
     flags = []
@@ -87,7 +87,7 @@ def measure_memory(job: Job, backend: Any) -> Dict[str, Any]:
     return {"memory": found, "unmeasured": unmeasured, "flags": flags}
 
 
-def accuracy(job: Job, backend: Any) -> Dict[str, Any]:
+def accuracy(job: Job, backend: Any) -> dict[str, Any]:
     """The whole evaluation set through the model, into `outputs.npz`; continues after the last saved chunk."""
     _load(job, backend)
     inputs = _Inputs(job, backend)
@@ -101,7 +101,7 @@ def accuracy(job: Job, backend: Any) -> Dict[str, Any]:
     return dict(_join(job, inputs), evaluated=inputs.count)
 
 
-PHASES: Dict[str, Callable[[Job, Any], Dict[str, Any]]] = {
+PHASES: dict[str, Callable[[Job, Any], dict[str, Any]]] = {
     "cold": cold,
     "warm": warm,
     "memory": measure_memory,
@@ -114,7 +114,7 @@ def _load(job: Job, backend: Any) -> None:
     backend.load(job.model, job.plan.threads, job.plan.delegate)
 
 
-def _order(wanted: Tuple[str, ...], names: Optional[List[str]]) -> List[int]:
+def _order(wanted: tuple[str, ...], names: Optional[list[str]]) -> list[int]:
     """Where each wanted name is among the runtime's; by position where the runtime's names are others."""
     if names is not None and set(wanted) <= set(names):
         return [names.index(name) for name in wanted]
@@ -138,13 +138,13 @@ class _Inputs:
             raise ValueError("the input files are empty or differ in length")
         self.runs = -(-self.count // self.batch)
 
-    def at(self, run: int) -> List[Any]:
+    def at(self, run: int) -> list[Any]:
         """The arrays of one inference, `[batch, ...]`, in memory and contiguous."""
         np = self._np
         rows = [min(run * self.batch + i, self.count - 1) for i in range(self.batch)]
         return [np.ascontiguousarray(array[rows]) for array in self._arrays]
 
-    def prepared(self) -> List[List[Any]]:
+    def prepared(self) -> list[list[Any]]:
         """The first inferences' inputs, as many as fit the budget of memory and number."""
         size = sum(array[:1].nbytes for array in self._arrays) * self.batch
         count = max(1, min(self.runs, _PREPARED_COUNT, _PREPARED_BYTES // max(1, size)))
@@ -156,11 +156,11 @@ class _Inputs:
         return int(max(1, min(_CHUNK_RUNS, _CHUNK_BYTES // max(1, size))))
 
 
-def _chunk(backend: Any, inputs: _Inputs, runs: range, order: List[int]) -> List[Any]:
+def _chunk(backend: Any, inputs: _Inputs, runs: range, order: list[int]) -> list[Any]:
     """One array per output, `[samples, ...]`, for these inferences."""
     import numpy as np
 
-    collected: List[List[Any]] = [[] for _ in order]
+    collected: list[list[Any]] = [[] for _ in order]
     for run in runs:
         outputs = backend.invoke(inputs.at(run))
         if len(outputs) < len(order):
@@ -169,12 +169,14 @@ def _chunk(backend: Any, inputs: _Inputs, runs: range, order: List[int]) -> List
         for kept, position in zip(collected, order):
             output = np.asarray(outputs[position])
             if output.ndim == 0 or output.shape[0] != inputs.batch:
-                raise ValueError(f"output {position} has shape {output.shape}, not [{inputs.batch}, ...] like the inputs")
+                raise ValueError(
+                    f"output {position} has shape {output.shape}, not [{inputs.batch}, ...] like the inputs"
+                )
             kept.append(np.array(output[:keep]))
     return [np.concatenate(kept) for kept in collected]
 
 
-def _save(path: str, arrays: List[Any]) -> None:
+def _save(path: str, arrays: list[Any]) -> None:
     import numpy as np
 
     partial = path + ".partial.npz"
@@ -182,7 +184,7 @@ def _save(path: str, arrays: List[Any]) -> None:
     os.replace(partial, path)
 
 
-def _join(job: Job, inputs: _Inputs) -> Dict[str, Any]:
+def _join(job: Job, inputs: _Inputs) -> dict[str, Any]:
     """Write `outputs.npz` from all chunks and say what it is."""
     import numpy as np
 

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Optional
 
 from . import MAX_SAMPLES
 
@@ -11,7 +11,7 @@ _WINDOW = 10
 """Runs whose quartiles are compared; the smallest number for which quartiles say something."""
 
 
-def quartiles(values: List[int]) -> Tuple[float, float, float]:
+def quartiles(values: list[int]) -> tuple[float, float, float]:
     """First quartile, median, third quartile, linearly interpolated (type 7 of Hyndman and Fan 1996)."""
     ordered = sorted(values)
 
@@ -24,7 +24,7 @@ def quartiles(values: List[int]) -> Tuple[float, float, float]:
     return at(0.25), at(0.5), at(0.75)
 
 
-def is_stable(samples: List[int], window: int = _WINDOW) -> bool:
+def is_stable(samples: list[int], window: int = _WINDOW) -> bool:
     """Whether the last two windows tell the same: each one's median lies between the other's quartiles."""
     if len(samples) < 2 * window:
         return False
@@ -33,13 +33,13 @@ def is_stable(samples: List[int], window: int = _WINDOW) -> bool:
     return low0 <= median1 <= high0 and low1 <= median0 <= high1
 
 
-def warm_up(infer: Callable[[int], object], min_runs: int, max_seconds: float) -> Tuple[List[int], bool]:
+def warm_up(infer: Callable[[int], object], min_runs: int, max_seconds: float) -> tuple[list[int], bool]:
     """(durations in ns, whether they became stable); at least `min_runs`, then until stable or out of time.
 
     `infer(i)` is one inference on the i-th prepared input.
     """
     now = time.perf_counter_ns
-    samples: List[int] = []
+    samples: list[int] = []
     end = now() + int(max_seconds * _NS)
     while len(samples) < MAX_SAMPLES:
         begun = now()
@@ -56,8 +56,12 @@ def warm_up(infer: Callable[[int], object], min_runs: int, max_seconds: float) -
 
 
 def sample(
-    infer: Callable[[int], object], expected_ns: Optional[float], min_samples: int, min_seconds: float, max_seconds: float
-) -> Dict[str, object]:
+    infer: Callable[[int], object],
+    expected_ns: Optional[float],
+    min_samples: int,
+    min_seconds: float,
+    max_seconds: float,
+) -> dict[str, object]:
     """`latency_ns`, `sampled_every`, `stopped_by`: until both minima are reached, or `max_seconds`.
 
     Where `min_seconds` would give more than MAX_SAMPLES at `expected_ns` each, every k-th inference is kept,
@@ -66,7 +70,7 @@ def sample(
     every = 1
     if expected_ns:
         every = max(1, -(-int(min_seconds * _NS / expected_ns) // MAX_SAMPLES))
-    kept: List[int] = []
+    kept: list[int] = []
     runs = 0
     now = time.perf_counter_ns
     gc.collect()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Optional
 
 from . import SCHEMA_VERSION
 from .conditions import boot_id, conditions
@@ -32,7 +32,7 @@ class Progress:
     def __init__(self, job: Job, total: int, boot: Optional[str]) -> None:
         self._path = job.path("progress.json")
         previous = read_json(self._path) or {}
-        self._value = {
+        self._value: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "job": job.job,
             "boot_id": boot,
@@ -50,7 +50,7 @@ class Progress:
         write_json(self._path, self._value)
 
 
-def supervise(directory: str, argv: List[str]) -> int:
+def supervise(directory: str, argv: list[str]) -> int:
     """Run the job in `directory`; `argv` starts this runner again. 0 when `result.json` is there."""
     job = read_job(directory)
     if os.path.exists(job.path("result.json")):
@@ -72,7 +72,7 @@ def supervise(directory: str, argv: List[str]) -> int:
     return 0
 
 
-def _state(job: Job) -> Dict[str, Any]:
+def _state(job: Job) -> dict[str, Any]:
     """What the first start noted (boot, conditions before), with the number of starts counted up."""
     state = read_json(job.path("state.json")) or {"boot_id": boot_id(), "before": conditions(), "starts": 0}
     state["starts"] += 1
@@ -80,7 +80,7 @@ def _state(job: Job) -> Dict[str, Any]:
     return dict(state)
 
 
-def _steps(plan: Plan) -> List[Tuple[str, str]]:
+def _steps(plan: Plan) -> list[tuple[str, str]]:
     """(name, phase) in order; each cold start is a step of its own."""
     steps = [(f"cold-{i}", "cold") for i in range(plan.cold_starts)] + [("warm", "warm")]
     if plan.memory:
@@ -90,9 +90,7 @@ def _steps(plan: Plan) -> List[Tuple[str, str]]:
     return steps
 
 
-def _run_step(
-    job: Job, name: str, phase: str, argv: List[str], deadline: float, beat: Callable[[], None]
-) -> None:
+def _run_step(job: Job, name: str, phase: str, argv: list[str], deadline: float, beat: Callable[[], None]) -> None:
     """Run one step in a fresh child unless it is saved already; raises PhaseError."""
     saved = job.path(f"phase-{name}.json")
     if os.path.exists(saved):
@@ -112,14 +110,14 @@ def _run_step(
 
 
 def _child(
-    command: List[str], stderr: str, threads: int, deadline: float, beat: Callable[[], None]
-) -> Tuple[Optional[int], int]:
+    command: list[str], stderr: str, threads: int, deadline: float, beat: Callable[[], None]
+) -> tuple[Optional[int], int]:
     """(exit status, wall time in ns) of a child; None as status when it was ended at the deadline.
 
     The wait sleeps in the kernel: a supervisor that polls would take time from what it measures.
     """
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS="1")
-    ended: List[int] = []
+    ended: list[int] = []
     over = threading.Event()
     with open(stderr, "wb") as log:
         begun = time.perf_counter_ns()
@@ -170,11 +168,11 @@ def _tail(path: str) -> str:
 
 
 def _result(
-    job: Job, state: Dict[str, Any], steps: List[Tuple[str, str]], error: Optional[PhaseError]
-) -> Dict[str, Any]:
+    job: Job, state: dict[str, Any], steps: list[tuple[str, str]], error: Optional[PhaseError]
+) -> dict[str, Any]:
     """`result.json` from the saved phases; see the package docstring."""
-    saved = {name: read_json(job.path(f"phase-{name}.json")) for name, _ in steps}
-    colds = [saved[name] for name, phase in steps if phase == "cold" and saved[name]]
+    saved: dict[str, Any] = {name: read_json(job.path(f"phase-{name}.json")) for name, _ in steps}
+    colds = [found for name, phase in steps if phase == "cold" and (found := saved[name])]
     warm = saved.get("warm") or {}
     memory = saved.get("memory") or {}
     accuracy = saved.get("accuracy") or {}
@@ -203,7 +201,7 @@ def _result(
     }
 
 
-def _unmeasured(plan: Plan, saved: Dict[str, Any], error: Optional[PhaseError]) -> Dict[str, str]:
+def _unmeasured(plan: Plan, saved: dict[str, Any], error: Optional[PhaseError]) -> dict[str, str]:
     """Field to reason for everything that is None or empty in the result."""
     why = str(error).splitlines()[0] if error else ""
     reasons = dict((saved.get("memory") or {}).get("unmeasured", {}))
@@ -220,8 +218,8 @@ def _unmeasured(plan: Plan, saved: Dict[str, Any], error: Optional[PhaseError]) 
     return reasons
 
 
-def _phase_times(steps: List[Tuple[str, str]], saved: Dict[str, Any]) -> Dict[str, int]:
-    times: Dict[str, int] = {}
+def _phase_times(steps: list[tuple[str, str]], saved: dict[str, Any]) -> dict[str, int]:
+    times: dict[str, int] = {}
     for name, phase in steps:
         found = saved[name]
         if found:
@@ -229,7 +227,7 @@ def _phase_times(steps: List[Tuple[str, str]], saved: Dict[str, Any]) -> Dict[st
     return times
 
 
-def own_command() -> List[str]:
+def own_command() -> list[str]:
     """The argv that starts this same runner: the packed file, or the package as a module."""
     main = sys.argv[0]
     if main.endswith(".py") and os.path.basename(os.path.dirname(main)) == "runner":

@@ -6,8 +6,9 @@ loaded, because XNNPACK keeps the pool it was created with.
 """
 
 import ctypes
+import importlib
 import importlib.metadata
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 _POOL = "_ZN10executorch9extension10threadpool"
 _GET = _POOL + "14get_threadpoolEv"
@@ -41,14 +42,14 @@ class Backend:
         self._threads = self._engine.set_threads(threads)
         self._engine.load(path)
 
-    def invoke(self, inputs: List[Any]) -> List[Any]:
-        outputs: List[Any] = self._engine.invoke(inputs)
+    def invoke(self, inputs: list[Any]) -> list[Any]:
+        outputs: list[Any] = self._engine.invoke(inputs)
         return outputs
 
-    def names(self) -> Tuple[Optional[List[str]], Optional[List[str]]]:
+    def names(self) -> tuple[Optional[list[str]], Optional[list[str]]]:
         return None, None
 
-    def describe(self) -> Dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "name": "executorch",
             "version": self._engine.version(),
@@ -65,7 +66,7 @@ class _NumpyEngine:
     def __init__(self, module: Any) -> None:
         self._module = module
 
-    def backends(self) -> List[str]:
+    def backends(self) -> list[str]:
         return list(self._module.runtime_info()["backends"])
 
     def set_threads(self, threads: int) -> int:
@@ -87,7 +88,7 @@ class _NumpyEngine:
         self._method = self._module.Runtime.get().load_program(path).load_method("forward")
         _ = self._method.metadata  # the program is read here, the method itself at its first run
 
-    def invoke(self, inputs: List[Any]) -> List[Any]:
+    def invoke(self, inputs: list[Any]) -> list[Any]:
         return list(self._method(inputs))
 
     def version(self) -> str:
@@ -101,14 +102,14 @@ class _TorchEngine:
         import torch
 
         try:
-            from executorch.extension.pybindings import _C as bindings
-        except ImportError:  # executorch before 1.4
-            from executorch.extension.pybindings import _portable_lib as bindings
+            bindings = importlib.import_module("executorch.extension.pybindings._C")
+        except ModuleNotFoundError:  # executorch before 1.4
+            bindings = importlib.import_module("executorch.extension.pybindings._portable_lib")
         self._torch = torch
         self._bindings: Any = bindings
         torch.set_num_threads(1)
 
-    def backends(self) -> List[str]:
+    def backends(self) -> list[str]:
         return list(self._bindings._get_registered_backend_names())
 
     def set_threads(self, threads: int) -> int:
@@ -125,7 +126,7 @@ class _TorchEngine:
         )
         self._method = self._program.load_method("forward")
 
-    def invoke(self, inputs: List[Any]) -> List[Any]:
+    def invoke(self, inputs: list[Any]) -> list[Any]:
         from_numpy = self._torch.from_numpy
         return [output.numpy() for output in self._method([from_numpy(i) for i in inputs])]
 

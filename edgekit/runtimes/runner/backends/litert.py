@@ -1,7 +1,8 @@
 """TensorFlow Lite files on LiteRT's interpreter (or tflite_runtime, where that is what the board has)."""
 
+import importlib
 import importlib.metadata
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Optional
 
 
 class Backend:
@@ -15,7 +16,7 @@ class Backend:
         except ModuleNotFoundError as missing:
             if missing.name != "ai_edge_litert":
                 raise
-            from tflite_runtime import interpreter as module
+            module = importlib.import_module("tflite_runtime.interpreter")
 
             self._package = "tflite_runtime"
         self._module: Any = module
@@ -36,20 +37,20 @@ class Backend:
         if delegate == "xnnpack" and not nodes:
             raise RuntimeError("the XNNPACK delegate was asked for and took no node of this model")
 
-    def invoke(self, inputs: List[Any]) -> List[Any]:
+    def invoke(self, inputs: list[Any]) -> list[Any]:
         interpreter = self._interpreter
         for index, value in zip(self._inputs, inputs):
             interpreter.set_tensor(index, value)
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in self._outputs]
 
-    def names(self) -> Tuple[Optional[List[str]], Optional[List[str]]]:
+    def names(self) -> tuple[Optional[list[str]], Optional[list[str]]]:
         return (
             [d["name"] for d in self._interpreter.get_input_details()],
             [d["name"] for d in self._interpreter.get_output_details()],
         )
 
-    def describe(self) -> Dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         nodes, total = self._delegated()
         return {
             "name": "litert" if self._package == "ai_edge_litert" else "tflite_runtime",
@@ -60,7 +61,7 @@ class Backend:
             "total_nodes": total,
         }
 
-    def _delegated(self) -> Tuple[int, int]:
+    def _delegated(self) -> tuple[int, int]:
         """(nodes a delegate took, nodes of the model).
 
         The interpreter lists the model's nodes first and each delegate kernel after them; a kernel stands for
@@ -70,7 +71,7 @@ class Backend:
         kernels = [op for op in listing if op["op_name"] == "DELEGATE"]
         nodes = [op for op in listing if op["op_name"] != "DELEGATE"]
         maker = {int(t): i for i, op in enumerate(nodes) for t in op["outputs"]}
-        taken: Set[int] = set()
+        taken: set[int] = set()
         for kernel in kernels:
             inputs = {int(t) for t in kernel["inputs"]}
             waiting = [int(t) for t in kernel["outputs"]]

@@ -1,6 +1,6 @@
 """ONNX files on ONNX Runtime."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 
 class Backend:
@@ -32,14 +32,14 @@ class Backend:
         self._input_names = [i.name for i in self._session.get_inputs()]
         self._output_names = [o.name for o in self._session.get_outputs()]
 
-    def invoke(self, inputs: List[Any]) -> List[Any]:
-        outputs: List[Any] = self._session.run(self._output_names, dict(zip(self._input_names, inputs)))
+    def invoke(self, inputs: list[Any]) -> list[Any]:
+        outputs: list[Any] = self._session.run(self._output_names, dict(zip(self._input_names, inputs)))
         return outputs
 
-    def names(self) -> Tuple[Optional[List[str]], Optional[List[str]]]:
+    def names(self) -> tuple[Optional[list[str]], Optional[list[str]]]:
         return list(self._input_names), list(self._output_names)
 
-    def describe(self) -> Dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         used = self._session.get_providers()
         return {
             "name": "onnxruntime",

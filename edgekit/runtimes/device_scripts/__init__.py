@@ -1,0 +1,1 @@
+"""Scripts that run on devices by themselves: standard library only, Python 3.9."""

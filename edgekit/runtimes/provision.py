@@ -1,0 +1,116 @@
+"""Providing a runtime on a device: `local` uses what is installed here, others get wheels pushed.
+
+The device needs no network and no pip. Wheels are resolved on the host (`edgekit.runtimes.wheels`), sent once
+by content hash, unpacked there once, and proven by importing the runtime once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.values import DeviceInfo
+from edgekit.errors import DeviceUnusable, IntegrityError, MissingDependencyError
+from edgekit.runtimes.catalog import RuntimeSpec
+from edgekit.runtimes.device_scripts.install_wheels import BROKEN, REFUSED
+from edgekit.runtimes.wheels import resolve_wheels
+from edgekit.schema import parse_json
+
+__all__ = ["Provision", "provision", "runtime_identity", "wheel_cache"]
+
+_INSTALLER = Path(__file__).parent / "device_scripts" / "install_wheels.py"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provision:
+    """How to start the runner so that it finds the runtime."""
+
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def wheel_cache() -> Path:
+    """`$EDGEKIT_CACHE/wheels`, by default `~/.cache/edgekit/wheels`."""
+    from edgekit.benchmarks.devices.local import cache_dir
+
+    return cache_dir() / "wheels"
+
+
+def runtime_identity(runtime: RuntimeSpec, info: DeviceInfo) -> str:
+    """Which build of the runtime a job on `info` will use (`ai-edge-litert==2.3.0`); part of a job's key.
+
+    Raises MissingDependencyError where `info` is this host and the runtime is not installed.
+    """
+    if info.kind == "local":
+        return "+".join(_installed(runtime))
+    return "+".join(w.requirement for w in runtime.wheels)
+
+
+def provision(device: Device, info: DeviceInfo, runtime: RuntimeSpec, deadline: Deadline) -> Provision:
+    """Make `runtime` importable on `device`; a second call costs two short commands and sends nothing.
+
+    Raises MissingDependencyError (local, not installed), HostError (wheels cannot be had), DeviceUnusable (no
+    wheels for this device, or they do not import there), and what the link raises.
+    """
+    if info.kind == "local":
+        _installed(runtime)
+        return Provision()
+    if not runtime.wheels:
+        return Provision()
+    wheels = {sha: path for path, sha in resolve_wheels(runtime, info, wheel_cache())}
+    installer = device.put(_INSTALLER, deadline)
+    answer = _install(device, str(installer), runtime, list(wheels), deadline)
+    for sha in answer.get("missing", []):
+        if sha not in wheels:
+            raise IntegrityError("asked for a wheel it was never offered", device=device.spec)
+        device.put(wheels[sha], deadline)
+    if "missing" in answer:
+        answer = _install(device, str(installer), runtime, list(wheels), deadline)
+    paths = [str(device.root / "site" / sha) for sha in wheels]
+    if answer.get("paths") != paths:
+        raise IntegrityError("did not install the wheels it was sent", device=device.spec)
+    return Provision(env={"PYTHONPATH": ":".join(paths)})
+
+
+def _installed(runtime: RuntimeSpec) -> list[str]:
+    """`distribution==version` of what is installed here, the preferred first; raises MissingDependencyError."""
+    for module, distribution in runtime.imports:
+        if importlib.util.find_spec(module) is not None:
+            try:
+                return [f"{distribution}=={importlib.metadata.version(distribution)}"]
+            except importlib.metadata.PackageNotFoundError:
+                return [distribution]
+    if not runtime.imports:
+        return [runtime.name]
+    raise MissingDependencyError(
+        f"running {'/'.join(f.value for f in runtime.formats)} models on this host",
+        extra=runtime.extra,
+        package=runtime.imports[0][1] if runtime.name != "executorch" else "executorch",
+    )
+
+
+def _install(
+    device: Device, installer: str, runtime: RuntimeSpec, shas: list[str], deadline: Deadline
+) -> dict[str, list[str]]:
+    """What the installer on the device printed: `missing` or `paths`."""
+    argv = [device.python, installer, str(device.root / "site"), str(device.root / "cas"), runtime.check, *shas]
+    done = device.run(argv, deadline)
+    if done.returncode == 0:
+        try:
+            answer = parse_json(done.stdout, max_bytes=1 << 20)
+        except ValueError as e:
+            raise DeviceUnusable(f"the installer printed no JSON: {e}", device=device.spec) from e
+        if isinstance(answer, dict) and all(isinstance(v, list) for v in answer.values()):
+            return answer
+        raise DeviceUnusable("the installer's answer is not what it should be", device=device.spec)
+    tail = " | ".join(done.stderr.strip().splitlines()[-3:])
+    if done.returncode == BROKEN:
+        raise DeviceUnusable(
+            f"{runtime.name} was installed and cannot be imported: {tail}",
+            device=device.spec,
+            hint="the device needs Python's standard library and libstdc++6",
+        )
+    reason = "a wheel was refused" if done.returncode == REFUSED else f"the installer ended with {done.returncode}"
+    raise DeviceUnusable(f"{reason}: {tail}", device=device.spec)
