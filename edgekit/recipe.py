@@ -17,6 +17,7 @@ Unknown keys are errors that name the nearest known one; every error names its l
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -189,8 +190,11 @@ class Recipe(Record):
         return value
 
 
-def load_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file; raises RecipeError with every problem, its line and the nearest known name."""
+def load_recipe(path: Path, *, overrides: Mapping[tuple[str, ...], Any] | None = None) -> Recipe:
+    """The recipe in a YAML file; raises RecipeError with every problem, its line and the nearest known name.
+
+    `overrides` replaces values by their place, `("teacher", "train", "epochs")`, before anything is checked.
+    """
     try:
         document = read_yaml(path)
     except FileNotFoundError as e:
@@ -201,6 +205,8 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: {e}") from e
     if not isinstance(document.value, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(document.value).__name__}")
+    for place, value in (overrides or {}).items():
+        _override(document.value, place, value)
     version = document.value.get("schema_version", 1)
     if version != 1:
         raise RecipeError(
@@ -213,3 +219,20 @@ def load_recipe(path: Path) -> Recipe:
         lines = [document.line_of(problem["loc"]) for problem in e.errors(include_url=False)]
         told = [f"{path}:{line}: {text}" for line, text in zip(lines, validation_problems(e, Recipe), strict=True)]
         raise RecipeError("\n".join(told)) from e
+
+
+def _override(document: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    """Set one value in the YAML document; parts of `place` that are numbers index lists."""
+    spot: Any = document
+    for part, following in zip(place, (*place[1:], None), strict=True):
+        key: Any = int(part) if isinstance(spot, list) and part.isdigit() else part
+        if isinstance(spot, list) and (not isinstance(key, int) or key >= len(spot)):
+            raise RecipeError(f"--set {'.'.join(place)}: the recipe has no item '{part}' there")
+        if not isinstance(spot, dict | list):
+            raise RecipeError(f"--set {'.'.join(place)}: '{part}' is inside a plain value")
+        if following is None:
+            spot[key] = value
+            return
+        if isinstance(spot, dict) and spot.get(key) is None:
+            spot[key] = {}
+        spot = spot[key]

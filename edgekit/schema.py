@@ -27,6 +27,7 @@ __all__ = [
     "parse_record",
     "read_record",
     "sha256_of",
+    "validated",
     "validation_problems",
     "write_atomically",
 ]
@@ -165,3 +166,13 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def validated(cls: type[R], what: str, **values: Any) -> R:
+    """A `cls` of `values`; raises UserError with one sentence per wrong one."""
+    from edgekit.errors import UserError
+
+    try:
+        return cls.model_validate(values)
+    except ValidationError as e:
+        raise UserError(f"{what}: " + "; ".join(validation_problems(e, cls))) from e

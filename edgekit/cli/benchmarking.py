@@ -1,0 +1,98 @@
+"""`edgekit benchmark`: artifacts on one device, without a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.benchmarks.values import Plan
+from edgekit.cli.app import app, fail
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgekit.api import BenchmarkResult
+
+
+@app.command(epilog="Example: edgekit benchmark artifacts/*.tflite --device adb:R5CT1234567 --threads 2")
+def benchmark(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders or model files.")],
+    device: Annotated[str, typer.Option("--device", "-d", help="local, adb[:SERIAL], board:amd64.")] = "local",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    delegate: Annotated[str, typer.Option(help="default, xnnpack or none.")] = "default",
+    min_samples: Annotated[int, typer.Option(min=1, help="At least this many inferences.")] = 200,
+    min_seconds: Annotated[float, typer.Option(min=0, help="And at least this long.")] = 2.0,
+    cold_starts: Annotated[int, typer.Option(min=0, help="Fresh processes for the cold load.")] = 5,
+    workload: Annotated[
+        str | None, typer.Option(help="module:function; its evaluation data are the inputs, and accuracy is measured.")
+    ] = None,
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Where results are kept.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs, raw samples included, as JSON.")] = False,
+) -> int:
+    """Measure latency, cold load, memory (and accuracy, with --workload) of artifacts on a device."""
+    from rich.console import Console
+
+    from edgekit.api import benchmark_all
+    from edgekit.schema import validated
+
+    plan = validated(
+        Plan,
+        "the plan",
+        threads=threads,
+        delegate=delegate,
+        min_samples=min_samples,
+        min_seconds=min_seconds,
+        max_seconds=max(30.0, 10 * min_seconds),
+        cold_starts=cold_starts,
+        accuracy=workload is not None,
+    )
+    console = Console(stderr=True)
+    with console.status("measuring") as status:
+        results = benchmark_all(
+            artifacts,
+            device,
+            plan=plan,
+            workload=workload,
+            workspace=workspace,
+            fresh=fresh,
+            on_progress=lambda text: status.update(text),
+        )
+    if as_json:
+        print(json.dumps([result.run.model_dump(mode="json") for result in results]))
+    else:
+        Console().print(_table(results))
+    bad = [result for result in results if result.run.status != "ok"]
+    for result in bad:
+        fail(result.as_error(), as_json=False)
+    return 6 if bad else 0
+
+
+def _table(results: tuple[BenchmarkResult, ...]) -> Table:
+    from rich.table import Table
+
+    from edgekit.report import quantities
+
+    table = Table(box=None, pad_edge=False)
+    headings = ("artifact", "device", "p50", "p90", "cold load", "peak memory", "samples", "runtime", "harness", "note")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for result in results:
+        latency, run = result.latency, result.run
+        memory = run.memory.peak_rss_bytes if run.memory else None
+        table.add_row(
+            result.artifact.passport.name,
+            result.device.spec + (" (emulated)" if result.device.emulated else ""),
+            quantities.time(latency.p50_ns) if latency else "-",
+            quantities.time(latency.p90_ns) if latency else "-",
+            quantities.time(result.cold_load_ns) if result.cold_load_ns is not None else "-",
+            quantities.size(memory) if memory is not None else "-",
+            str(len(run.latency_ns)),
+            f"{run.runtime.name} {run.runtime.version}" if run.runtime else "-",
+            quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
+            "; ".join(run.flags) or (run.error or ""),
+        )
+    return table

@@ -1,0 +1,101 @@
+"""`edgekit doctor`: what is installed, what is missing, and the command that installs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+
+from edgekit.cli.app import app
+from edgekit.schema import Record
+
+
+class Finding(Record):
+    """One thing looked at."""
+
+    what: str
+    is_ok: bool
+    detail: str
+    hint: str | None = None
+
+
+@app.command(epilog="Example: edgekit doctor --json")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> int:
+    """Look at toolchains, their versions, programs and devices, and say what is missing."""
+    findings = [_python(), *_toolkits(), _adb(), _board(), *_devices()]
+    if as_json:
+        print(json.dumps([finding.model_dump(mode="json") for finding in findings]))
+    else:
+        _print(findings)
+    return 0 if all(finding.is_ok for finding in findings if finding.what.startswith("core")) else 5
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        mark = "[green]✓[/]" if finding.is_ok else "[yellow]✗[/]"
+        hint = f"\n[dim]try: {escape(finding.hint)}[/]" if finding.hint else ""
+        table.add_row(mark, escape(finding.what), escape(finding.detail) + hint)
+    Console().print(table)
+
+
+def _python() -> Finding:
+    is_ok = sys.version_info >= (3, 11)
+    hint = None if is_ok else "install Python 3.11 or newer"
+    return Finding(what="core: Python", is_ok=is_ok, detail=sys.version.split()[0], hint=hint)
+
+
+def _toolkits() -> list[Finding]:
+    from edgekit.pipeline.facts import TOOLKITS, tool_versions
+
+    installed = tool_versions()
+    findings = []
+    for extra, names in TOOLKITS.items():
+        missing = [name for name in names if name not in installed]
+        told = ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
+        if missing:
+            told = "missing: " + ", ".join(missing) + (f"; has {told}" if told else "")
+        hint = f"pip install 'edgekit[{extra}]'" if missing else None
+        findings.append(Finding(what=f"extra: {extra}", is_ok=not missing, detail=told, hint=hint))
+    return findings
+
+
+def _adb() -> Finding:
+    from edgekit.benchmarks.devices.adb import find_adb
+    from edgekit.errors import EdgekitError
+
+    try:
+        client = find_adb()
+    except EdgekitError as e:
+        return Finding(what="adb client", is_ok=False, detail=e.message, hint=e.hint)
+    return Finding(what="adb client", is_ok=True, detail=str(client))
+
+
+def _board() -> Finding:
+    from edgekit.benchmarks.devices.board import board_unavailable_reason
+
+    reason = board_unavailable_reason()
+    detail = reason or f"can be built with {shutil.which('mmdebstrap')}"
+    return Finding(what="virtual board", is_ok=reason is None, detail=detail)
+
+
+def _devices() -> list[Finding]:
+    from edgekit.benchmarks.devices.registry import list_devices
+    from edgekit.cli.devices import describe
+
+    return [
+        Finding(
+            what=f"device {status.spec}",
+            is_ok=status.usable,
+            detail=status.reason or (describe(status.info) if status.info else status.state),
+            hint=status.hint,
+        )
+        for status in list_devices(probe=True)
+    ]

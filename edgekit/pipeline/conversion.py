@@ -1,0 +1,169 @@
+"""The conversion stages: student (and teacher, for the baseline) to artifacts.
+
+Each artifact is a stage of its own, keyed by the model, the scheme, the data that calibrated it and the
+versions of the tools that made it; one that fails does not take the others with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import Artifact, Format, Scheme
+from edgekit.compress.student import Student
+from edgekit.errors import EdgekitError
+from edgekit.pipeline.events import StageEvent, StageStatus
+from edgekit.pipeline.facts import TOOLKITS, tool_versions
+from edgekit.pipeline.learning import Learned
+from edgekit.pipeline.samples import calibration_batches, held_out_batches
+from edgekit.pipeline.workspace import Stage
+
+if TYPE_CHECKING:
+    from edgekit.pipeline.run import Context
+
+__all__ = ["Converted", "convert_all"]
+
+VERSION = 1
+"""Raised when a converter here starts to give other files for the same inputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """The artifacts of a run, baseline first, and what could not be made."""
+
+    baseline: Artifact | None
+    students: tuple[Artifact, ...]
+    failures: tuple[tuple[str, EdgekitError], ...]
+
+    @property
+    def all(self) -> tuple[Artifact, ...]:
+        return ((self.baseline,) if self.baseline else ()) + self.students
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One artifact to make."""
+
+    model: str
+    format: Format
+    scheme: Scheme
+    key: list[object]
+
+    @property
+    def stage(self) -> str:
+        return f"convert-{self.model}-{self.format}-{self.scheme}"
+
+
+def convert_all(context: Context, learned: Learned) -> Converted:
+    """Every artifact the recipe names, made or found."""
+    options = context.recipe.convert
+    failures: list[tuple[str, EdgekitError]] = []
+    baseline: list[Artifact] = []
+    if context.recipe.baseline is not None:
+        jobs = _jobs(context, "teacher", learned.teacher_stage, [context.recipe.baseline], [Scheme.FP32])
+        baseline = _convert(context, learned.teacher, jobs, failures)
+    jobs = _jobs(context, "student", learned.student_stage, options.to, options.schemes)
+    students = _convert(context, learned.student, jobs, failures)
+    return Converted(baseline=baseline[0] if baseline else None, students=tuple(students), failures=tuple(failures))
+
+
+def _jobs(
+    context: Context, model: str, stage: Stage, formats: Iterable[Format], schemes: Iterable[Scheme]
+) -> list[_Job]:
+    versions = tool_versions()
+    schemes = list(schemes)
+    found = []
+    for target in formats:
+        tools = {name: versions.get(name) for name in ("torch", *TOOLKITS[target.value])}
+        for scheme in schemes:
+            key: list[object] = [VERSION, stage.key, target.value, scheme.value, tools]
+            if scheme is not Scheme.FP32:
+                options = context.recipe.convert
+                identity = context.identity.calibration or context.identity.train
+                key += [options.calibration, options.io_dtype, identity, context.recipe.seed]
+            key += [context.identity.evaluation, context.recipe.convert.verification]
+            key += [context.recipe.convert.allow_lossy]
+            found.append(_Job(model=model, format=target, scheme=scheme, key=key))
+    return found
+
+
+def _convert(
+    context: Context, student: Student, jobs: list[_Job], failures: list[tuple[str, EdgekitError]]
+) -> list[Artifact]:
+    """The artifacts of `jobs` in their order; what is missing is converted together."""
+    missing = [job for job in jobs if not context.workspace.stage_folder(job.stage, *job.key).exists()]
+    made: dict[str, Path] = {}
+    if missing:
+        made, failed = _run_converters(context, student, missing)
+        for stage, error in failed.items():
+            context.note(stage, StageStatus.FAILED, text=str(error))
+            context.errors.append(error)
+            failures.append((stage.removeprefix("convert-"), error))
+    artifacts = []
+    for job in jobs:
+        if job in missing and job.stage not in made:
+            continue
+        stage = context.stage(job.stage, job.key, lambda _work, out, job=job: _adopt(made[job.stage], out))  # type: ignore[misc]
+        artifacts.append(Artifact.open(stage.folder))
+    return artifacts
+
+
+def _adopt(made: Path, out: Path) -> None:
+    for path in made.iterdir():
+        os.replace(path, out / path.name)
+
+
+def _run_converters(
+    context: Context, student: Student, jobs: list[_Job]
+) -> tuple[dict[str, Path], dict[str, EdgekitError]]:
+    """Stage name to the folder of its new artifact, and stage name to why there is none."""
+    from edgekit.converters.conversion import convert_model
+
+    recipe = context.recipe
+    needs_calibration = any(job.scheme is not Scheme.FP32 for job in jobs)
+    calibration = (
+        calibration_batches(context.workload, recipe.convert.calibration, seed=recipe.seed) if needs_calibration else ()
+    )
+    for job in jobs:
+        context.observe(StageEvent(stage=job.stage, status=StageStatus.STARTED))
+    scratch = context.workspace.stages / f".converting.{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    made: dict[str, Path] = {}
+    failed: dict[str, EdgekitError] = {}
+    for schemes, formats in _groups(jobs):
+        outcome = convert_model(
+            student.module,
+            context.workload.example_inputs,
+            name=jobs[0].model,
+            targets=formats,
+            schemes=schemes,
+            calibration=calibration,
+            verification=held_out_batches(context.workload, recipe.convert.verification, seed=recipe.seed),
+            output_dir=scratch,
+            lineage=student.lineage,
+            io_dtype=recipe.convert.io_dtype,
+            input_layouts=context.workload.input_layouts,
+            jobs=recipe.convert.jobs,
+            timeout_seconds=recipe.convert.timeout_seconds,
+            allow_lossy=recipe.convert.allow_lossy,
+        )
+        for artifact in outcome.artifacts:
+            made[f"convert-{jobs[0].model}-{artifact.passport.format}-{artifact.passport.scheme}"] = artifact.folder
+        for failure in outcome.failures:
+            failed[f"convert-{jobs[0].model}-{failure.format}-{failure.scheme}"] = failure.error
+    return made, failed
+
+
+def _groups(jobs: list[_Job]) -> list[tuple[list[Scheme], list[Format]]]:
+    """Jobs as few calls of (schemes, formats): formats that miss the same schemes go together."""
+    missing: dict[Format, list[Scheme]] = {}
+    for job in jobs:
+        missing.setdefault(job.format, []).append(job.scheme)
+    groups: dict[tuple[Scheme, ...], list[Format]] = {}
+    for target, schemes in missing.items():
+        groups.setdefault(tuple(schemes), []).append(target)
+    return [(list(schemes), formats) for schemes, formats in groups.items()]

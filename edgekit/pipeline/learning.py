@@ -1,0 +1,197 @@
+"""The stages before conversion: teacher, compression steps, and the PyTorch outputs all else is judged by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.compress.student import Student
+from edgekit.pipeline.events import StageEvent, StageStatus
+from edgekit.pipeline.facts import tool_versions
+from edgekit.pipeline.workspace import Stage
+from edgekit.recipe import Recipe
+from edgekit.schema import sha256_of
+from edgekit.workload import LoadedWorkload, Workload, sample_digest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.pipeline.run import Context
+    from edgekit.train import TrainProgress
+
+__all__ = ["Learned", "Reference", "WorkloadIdentity", "identify", "learn", "reference_outputs"]
+
+VERSION = 1
+"""Raised when a stage here starts to give other outputs for the same inputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadIdentity:
+    """What the stages are keyed by: the user's code, parameters and data."""
+
+    source: str
+    params: dict[str, Any]
+    train: str | None
+    calibration: str | None
+    evaluation: str | None
+
+
+def identify(loaded: LoadedWorkload, recipe: Recipe) -> WorkloadIdentity:
+    """The identity of a workload: hashes of its source and of samples of its data."""
+    workload = loaded.workload
+    return WorkloadIdentity(
+        source=loaded.source_sha256,
+        params=dict(recipe.params),
+        train=sample_digest(workload.train),
+        calibration=sample_digest(workload.calibration),
+        evaluation=sample_digest(workload.evaluation),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """The students after each step, teacher first, and the stages that made them."""
+
+    teacher: Student
+    student: Student
+    teacher_stage: Stage
+    student_stage: Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A PyTorch model's outputs over the evaluation set, `[N, …] float32`, and the targets `[N]`."""
+
+    outputs: np.ndarray
+    targets: np.ndarray
+    stage: Stage
+
+
+def learn(context: Context) -> Learned:
+    """Teacher, then each compression step, each a stage of its own."""
+    teacher_stage, teacher = _teacher(context)
+    stage, student = teacher_stage, teacher
+    for number, step in enumerate(context.recipe.student, start=1):
+        name = f"{number}-{step.kind}"
+        build = functools.partial(_step, context, teacher, student, number)
+        before = stage
+        stage = context.stage(name, [VERSION, before.key, step, context.recipe.seed, _train_versions()], build)
+        student = _load(context, stage)
+    return Learned(teacher=teacher, student=student, teacher_stage=teacher_stage, student_stage=stage)
+
+
+def _teacher(context: Context) -> tuple[Stage, Student]:
+    from edgekit.compress.storage import save_student
+    from edgekit.train import train_teacher
+
+    recipe, identity = context.recipe, context.identity
+
+    def build(work: Path, out: Path) -> None:
+        model = train_teacher(
+            context.workload,
+            recipe.teacher,
+            seed=recipe.seed,
+            work_dir=work,
+            weights_base=context.base,
+            on_progress=training_progress(context, "teacher"),
+        )
+        save_student(Student(module=model), out)
+
+    weights = recipe.teacher.weights
+    weights_hash = sha256_of(context.base / weights) if weights and (context.base / weights).is_file() else weights
+    key: list[object] = [
+        VERSION,
+        identity.source,
+        identity.params,
+        identity.train,
+        recipe.teacher,
+        weights_hash,
+        recipe.seed,
+        _train_versions(),
+    ]
+    stage = context.stage("teacher", key, build)
+    return stage, _load(context, stage)
+
+
+def _step(context: Context, teacher: Student, student: Student, number: int, work: Path, out: Path) -> None:
+    from edgekit.compress.steps import run_step
+    from edgekit.compress.storage import save_student
+
+    step = context.recipe.student[number - 1]
+    made = run_step(
+        student,
+        teacher.module,
+        step,
+        context.workload,
+        seed=context.recipe.seed,
+        work_dir=work,
+        on_progress=training_progress(context, f"{number}-{step.kind}"),
+    )
+    save_student(made, out)
+
+
+def _load(context: Context, stage: Stage) -> Student:
+    from edgekit.compress.storage import load_student
+
+    return load_student(stage.folder, context.workload.build_model(), context.workload.example_inputs)
+
+
+def reference_outputs(context: Context, name: str, student: Student, made_by: Stage) -> Reference:
+    """The model's PyTorch fp32 outputs over the whole evaluation set, computed once."""
+    import numpy as np
+
+    from edgekit.train import evaluate_outputs
+
+    def build(_work: Path, out: Path) -> None:
+        outputs, targets = evaluate_outputs(
+            student.module, context.workload.evaluation, on_progress=plain_progress(context, name)
+        )
+        np.save(out / "outputs.npy", outputs, allow_pickle=False)
+        np.save(out / "targets.npy", targets, allow_pickle=False)
+
+    stage = context.stage(name, [VERSION, made_by.key, context.identity.evaluation, _train_versions()], build)
+    return Reference(
+        outputs=np.load(stage.folder / "outputs.npy", allow_pickle=False),
+        targets=np.load(stage.folder / "targets.npy", allow_pickle=False),
+        stage=stage,
+    )
+
+
+def _train_versions() -> dict[str, str]:
+    return {k: v for k, v in tool_versions().items() if k in ("torch", "torch-pruning", "pytorch-lightning")}
+
+
+def training_progress(context: Context, stage: str) -> Callable[[TrainProgress], None]:
+    """An observer of training that tells the pipeline's."""
+
+    def tell(progress: TrainProgress) -> None:
+        fraction = progress.step / progress.total_steps if progress.total_steps else None
+        parts = [f"epoch {progress.epoch + 1}/{progress.epochs}"]
+        if progress.loss is not None:
+            parts.append(f"loss {progress.loss:.3f}")
+        if progress.accuracy is not None:
+            parts.append(f"accuracy {progress.accuracy:.1%}")
+        context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=" · ".join(parts)))
+
+    return tell
+
+
+def plain_progress(context: Context, stage: str) -> Callable[[float], None]:
+    """An observer of a bare fraction that tells the pipeline's."""
+
+    def tell(fraction: float) -> None:
+        context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction))
+
+    return tell
+
+
+def evaluation_subset(workload: Workload, count: int, *, seed: int) -> list[Any]:
+    """`count` items of the evaluation set, chosen by `seed`."""
+    import numpy as np
+
+    total = len(workload.evaluation)
+    chosen = np.random.default_rng(seed).choice(total, size=min(count, total), replace=False)
+    return [workload.evaluation[int(i)] for i in sorted(chosen)]

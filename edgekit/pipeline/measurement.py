@@ -1,0 +1,157 @@
+"""The measuring stage: every artifact on every device, one device after the other.
+
+Devices that share this host's processor must not be measured at the same time as anything else, so nothing
+here runs in parallel. A device that fails does not stop the others; what it had given is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import Artifact
+from edgekit.benchmarks.values import DeviceInfo, Run
+from edgekit.errors import DeviceError, EdgekitError, HostError, MissingDependencyError, UserError
+from edgekit.pipeline.conversion import Converted
+from edgekit.pipeline.events import StageEvent, StageStatus
+from edgekit.recipe import DeviceEntry
+from edgekit.report.model import SkippedDevice
+
+if TYPE_CHECKING:
+    from edgekit.benchmarks.inputs import InputSet
+    from edgekit.pipeline.run import Context
+    from edgekit.store import ResultStore
+
+__all__ = ["Measured", "Measurement", "measure_all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One artifact on one device: its run, or why there is none."""
+
+    artifact: Artifact
+    device: str
+    run: Run | None
+    error: EdgekitError | None = None
+    was_stored: bool = False
+    """True when nothing was measured now: the result was there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """All measurements of a run."""
+
+    inputs: InputSet
+    devices: tuple[DeviceInfo, ...]
+    skipped: tuple[SkippedDevice, ...]
+    measurements: tuple[Measurement, ...]
+
+
+def measure_all(context: Context, converted: Converted, store: ResultStore) -> Measured:
+    """Measure every artifact on every device of the recipe."""
+    inputs = _inputs(context)
+    devices: list[DeviceInfo] = []
+    skipped: list[SkippedDevice] = []
+    measurements: list[Measurement] = []
+    for entry in context.recipe.devices:
+        try:
+            info, done = _measure_device(context, entry, converted, inputs, store)
+        except (DeviceError, HostError, UserError) as e:
+            _device_failed(context, entry, e, skipped, measurements, converted)
+            continue
+        devices.append(info)
+        measurements.extend(done)
+    return Measured(inputs=inputs, devices=tuple(devices), skipped=tuple(skipped), measurements=tuple(measurements))
+
+
+def _inputs(context: Context) -> InputSet:
+    from edgekit.benchmarks.inputs import InputSet
+    from edgekit.pipeline.samples import all_inputs
+
+    return InputSet(arrays=all_inputs(context.workload.evaluation))
+
+
+def _device_failed(
+    context: Context,
+    entry: DeviceEntry,
+    error: EdgekitError,
+    skipped: list[SkippedDevice],
+    measurements: list[Measurement],
+    converted: Converted,
+) -> None:
+    """A device that could not be opened: passed over when the recipe allows, else every row of it failed."""
+    skipped.append(SkippedDevice(spec=entry.spec, reason=error.message, hint=error.hint))
+    status = StageStatus.FAILED if entry.required else StageStatus.SKIPPED
+    context.note(f"measure-{entry.spec}", status, text=error.message)
+    if entry.required:
+        context.errors.append(error)
+        measurements.extend(
+            Measurement(artifact=artifact, device=entry.spec, run=None, error=error) for artifact in converted.all
+        )
+
+
+def _measure_device(
+    context: Context, entry: DeviceEntry, converted: Converted, inputs: InputSet, store: ResultStore
+) -> tuple[DeviceInfo, list[Measurement]]:
+    from edgekit.benchmarks.devices.base import Deadline
+    from edgekit.benchmarks.devices.registry import device_lock, open_device
+
+    name = f"measure-{entry.spec}"
+    context.observe(StageEvent(stage=name, status=StageStatus.STARTED, text="connecting"))
+    began = time.monotonic()
+    with open_device(entry.spec) as device:
+        info = device.probe(Deadline.after(60))
+        store.remember_device(info)
+        with device_lock(info, Deadline.after(5)):
+            done = [
+                _measure_one(context, name, device, info, artifact, inputs, store, place / len(converted.all))
+                for place, artifact in enumerate(converted.all)
+            ]
+    is_cached = all(m.was_stored for m in done)
+    context.note(name, StageStatus.CACHED if is_cached else StageStatus.DONE, seconds=time.monotonic() - began)
+    return info, done
+
+
+def _measure_one(
+    context: Context,
+    stage: str,
+    device: object,
+    info: DeviceInfo,
+    artifact: Artifact,
+    inputs: InputSet,
+    store: ResultStore,
+    fraction: float,
+) -> Measurement:
+    from edgekit.benchmarks.harness import measure
+
+    shown = artifact.passport.name
+
+    def tell(phase: str, _part: float) -> None:
+        context.observe(
+            StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=f"{shown} · {phase}")
+        )
+
+    tell("", 0.0)
+    started = time.monotonic_ns()
+    try:
+        run = measure(
+            device,  # type: ignore[arg-type]
+            info,
+            artifact,
+            inputs,
+            context.recipe.plan,
+            store=store,
+            work_dir=context.workspace.root / "inputs",
+            fresh=context.options.is_fresh,
+            on_progress=tell,
+        )
+    except MissingDependencyError as e:
+        context.errors.append(e)
+        return Measurement(artifact=artifact, device=info.spec, run=None, error=e)
+    except DeviceError as e:
+        context.errors.append(e)
+        context.warn(f"{shown} on {info.spec}", e.message)
+        return Measurement(artifact=artifact, device=info.spec, run=None, error=e)
+    was_stored = run.host_ns.get("total", 0) == 0 or run.host_ns["total"] > time.monotonic_ns() - started
+    return Measurement(artifact=artifact, device=info.spec, run=run, was_stored=was_stored)
