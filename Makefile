@@ -1,0 +1,51 @@
+# The tasks of the project. `make demo` and `make test` set up what they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A plain torch brings gigabytes of CUDA libraries on Linux; on a machine with no NVIDIA card, point pip at a
+# CPU build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS) and the pin below takes it.
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint type board bench clean
+
+help:  ## list the tasks
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$$($(PYTHON) --version) is too old: run make with PYTHON=python3.11 or newer"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[all,dev]'
+	@touch $@
+
+setup: $(INSTALLED)  ## virtual environment with every extra
+
+demo: $(INSTALLED)  ## the main job on real data, ending with a report
+	@bash scripts/install_system_packages.sh
+	$(BIN)/edgekit demo $(if $(DATA),--data '$(DATA)')
+
+test: $(INSTALLED)  ## every test this machine can run
+	@bash scripts/install_system_packages.sh --test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint type test  ## what a change must pass
+
+lint: $(INSTALLED)  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED)  ## types, strict
+	$(BIN)/mypy
+
+board: $(INSTALLED)  ## only the tests on the virtual board; none may be skipped
+	@bash scripts/install_system_packages.sh
+	EDGEKIT_REQUIRE_BOARD=1 $(BIN)/python -m pytest -m board
+
+bench: $(INSTALLED)  ## what edgekit itself costs: imports, harness overhead
+	$(BIN)/python scripts/bench_harness.py
+
+clean:  ## remove what the tasks made here (not the cache in ~/.cache/edgekit)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

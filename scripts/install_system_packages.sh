@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Install the Debian/Ubuntu packages that the demo and the tests use, when root and when apt is there.
+#
+#   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
+#   scripts/install_system_packages.sh --test   also a browser for the report's tests
+#
+# edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
+# uses other data and leaves the board out, and the tests that need them are skipped with a reason.
+set -euo pipefail
+
+packages=(mmdebstrap iproute2 debian-archive-keyring dataset-fashion-mnist)
+if [[ ${1:-} == --test ]]; then
+  packages+=(chromium)
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  if ! dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
+    missing+=("$package")
+  fi
+done
+if ((${#missing[@]} == 0)); then
+  exit 0
+fi
+
+if ! command -v apt-get >/dev/null; then
+  echo "system packages not installed (no apt-get here): ${missing[*]}"
+  exit 0
+fi
+if ((EUID != 0)); then
+  echo "system packages not installed (not root): ${missing[*]}"
+  echo "  to have them: sudo apt-get install ${missing[*]}"
+  exit 0
+fi
+
+echo "installing system packages: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q >/dev/null || echo "apt-get update failed; going on with the lists that are there"
+for package in "${missing[@]}"; do
+  # one by one, so that a package this release lacks does not take the others with it
+  apt-get install -y -q --no-install-recommends "$package" >/dev/null ||
+    echo "could not install $package; what needs it is left out"
+done
