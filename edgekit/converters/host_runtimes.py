@@ -1,0 +1,104 @@
+"""An artifact in its real runtime on this host, as a function from float arrays to float arrays.
+
+Used inside the converting child to check what was just written. Integer inputs and outputs are quantized and
+dequantized here with the scale and zero point in the file, as an application would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.artifact import Format
+from edgekit.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["load_runtime", "runtime_name"]
+
+Run = Callable[[Sequence["np.ndarray"]], "list[np.ndarray]"]
+
+_PACKAGES = {Format.TFLITE: "ai-edge-litert", Format.EXECUTORCH: "executorch", Format.ONNX: "onnxruntime"}
+
+
+def runtime_name(kind: Format) -> str:
+    """Runtime and version, `ai-edge-litert 2.3.0` style."""
+    from importlib.metadata import version
+
+    return f"{_PACKAGES[kind]} {version(_PACKAGES[kind])}"
+
+
+def load_runtime(path: Path, kind: Format, *, threads: int = 1) -> Run:
+    """The model file loaded in its runtime; call it with one sample."""
+    loaders = {Format.TFLITE: _load_tflite, Format.EXECUTORCH: _load_executorch, Format.ONNX: _load_onnx}
+    if kind not in loaders:
+        raise UnsupportedError((), hint=f"no host runtime for {kind}")
+    return loaders[kind](path, threads)
+
+
+def _load_tflite(path: Path, threads: int) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+        for array, detail in zip(sample, inputs, strict=True):
+            interpreter.set_tensor(detail["index"], _quantized(array, detail))
+        interpreter.invoke()
+        return [_dequantized(interpreter.get_tensor(detail["index"]), detail) for detail in outputs]
+
+    return run
+
+
+def _quantized(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    import numpy as np
+
+    scale, zero_point = detail["quantization"]
+    if scale and np.issubdtype(array.dtype, np.floating) and np.issubdtype(detail["dtype"], np.integer):
+        limits = np.iinfo(detail["dtype"])
+        return np.clip(np.rint(array / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+    return array.astype(detail["dtype"])
+
+
+def _dequantized(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    import numpy as np
+
+    scale, zero_point = detail["quantization"]
+    if scale and np.issubdtype(array.dtype, np.integer):
+        return (array.astype(np.float32) - zero_point) * np.float32(scale)
+    return array
+
+
+def _load_executorch(path: Path, threads: int) -> Run:
+    import torch
+    from executorch.runtime import Runtime, Verification
+
+    torch.set_num_threads(threads)
+    program = Runtime.get().load_program(path.read_bytes(), verification=Verification.InternalConsistency)
+    method = program.load_method("forward")
+
+    def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs = method.execute([torch.from_numpy(array.copy()) for array in sample])
+        return [value.numpy().copy() for value in outputs]
+
+    return run
+
+
+def _load_onnx(path: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, dict(zip(names, sample, strict=True)))
+        return outputs
+
+    return run

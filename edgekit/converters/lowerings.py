@@ -1,0 +1,161 @@
+"""Which ops of a program a backend has no lowering for, found in the backend's own registry before converting.
+
+Each backend decomposes a program in its own way, so each lookup decomposes likewise and then asks, for every op
+that is left, the table the backend itself will ask. Runs in the converting child.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgekit.errors import MissingDependencyError, Problem
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+__all__ = ["MissingOp", "find_problems", "missing_ops"]
+
+
+class MissingOp(NamedTuple):
+    """An op without a lowering, the user's submodule it came from and the user's line."""
+
+    op: str
+    module: str | None
+    source: str | None
+
+
+def find_problems(program: ExportedProgram, backend: str) -> tuple[Problem, ...]:
+    """One Problem for each op and place the backend cannot lower, with the installed backends that can."""
+    missing = missing_ops(program, backend)
+    if not missing:
+        return ()
+    others = {name: _missing_elsewhere(program, name) for name in sorted(_LOOKUPS) if name != backend}
+    return tuple(
+        Problem(
+            backend=backend,
+            message=f"no lowering for {item.op}",
+            op=item.op,
+            module=item.module,
+            source=item.source,
+            available_in=tuple(
+                name for name, places in others.items() if places is not None and item[1:] not in places
+            ),
+            hint="convert to a backend that has it, or write this part of the model with other operations",
+        )
+        for item in missing
+    )
+
+
+def _missing_elsewhere(program: ExportedProgram, backend: str) -> set[tuple[str | None, str | None]] | None:
+    """(module, source) of each op another backend lacks; None when that backend is not installed."""
+    try:
+        return {(item.module, item.source) for item in missing_ops(program, backend)}
+    except MissingDependencyError:
+        return None
+
+
+def missing_ops(program: ExportedProgram, backend: str) -> tuple[MissingOp, ...]:
+    """The ops of the program a built-in backend has no lowering for, each place once, in program order."""
+    nodes = _LOOKUPS[backend](program)
+    found = (MissingOp(_op_name(node), _module_path(node), _source(node)) for node in nodes)
+    return tuple(dict.fromkeys(found))
+
+
+def _op_name(node: Node) -> str:
+    return str(node.target)
+
+
+def _module_path(node: Node) -> str | None:
+    """`features.3.conv`: the innermost submodule the op came from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, _ in reversed(list(stack.values())):
+        name = re.sub(r"^L\['self'\]\.?", "", str(path))
+        if name:
+            return name
+    return None
+
+
+def _source(node: Node) -> str | None:
+    """`file.py:line`: the deepest line of the stack trace that is not torch's own."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    own = [f"{name}:{line}" for name, line in frames if "/torch/" not in name.replace("\\", "/")]
+    return own[-1] if own else None
+
+
+def _calls(program: ExportedProgram) -> Iterable[Node]:
+    """The calls of ATen and custom ops in the program and its sub-graphs (branches of torch.cond)."""
+    for module in program.graph_module.modules():
+        graph = getattr(module, "graph", None)
+        for node in graph.nodes if graph is not None else ():
+            if node.op == "call_function" and node.target is not operator.getitem and hasattr(node.target, "_schema"):
+                yield node
+
+
+def _missing_in_tflite(program: ExportedProgram) -> list[Node]:
+    try:
+        from litert_torch import fx_infra
+        from litert_torch.backend import lowerings
+    except ImportError as e:
+        raise MissingDependencyError("converting to TFLite", extra="tflite", package="litert-torch") from e
+    lowered = fx_infra.safe_run_decompositions(program, fx_infra.decomp.pre_lower_decomp(), can_skip=False)
+    return [node for node in _calls(lowered) if lowerings.lookup(node.target) is None]
+
+
+def _missing_in_onnx(program: ExportedProgram) -> list[Node]:
+    try:
+        import onnxscript  # noqa: F401 - the registry is built from its torch library
+        from torch.onnx._internal.exporter import _decomp, _registration
+    except ImportError as e:
+        raise MissingDependencyError("converting to ONNX", extra="onnx", package="onnxscript") from e
+    registry = _registration.ONNXRegistry.from_torchlib()
+    implemented = set(_decomp.get_onnx_implemented_overloads(registry))
+    decompositions: Any = _decomp.create_onnx_friendly_decomposition_table(implemented)
+    lowered = program.run_decompositions(decompositions)
+    return [node for node in _calls(lowered) if not registry.is_registered(node.target)]
+
+
+def _missing_in_executorch(program: ExportedProgram) -> list[Node]:
+    try:
+        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+        from executorch.runtime import Runtime
+    except ImportError as e:
+        raise MissingDependencyError("converting to ExecuTorch", extra="executorch", package="executorch") from e
+    kernels = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
+    delegated = {_packet(config.target_name) for config in ALL_PARTITIONER_CONFIGS}
+    lowered = program.run_decompositions()
+    return [node for node in _calls(lowered) if not _has_kernel(node, kernels, delegated)]
+
+
+def _packet(target_name: Any) -> str:
+    return str(target_name).partition(".")[0]
+
+
+def _has_kernel(node: Node, kernels: set[str], delegated: set[str]) -> bool:
+    """Whether XNNPACK takes the op, or the runtime has its out variant (a view's `_copy`, which replaces it)."""
+    name: str = node.target._schema.name  # type: ignore[union-attr]
+    namespace, _, op = name.partition("::")
+    if namespace == "aten" and op in delegated:
+        return True
+    # asserts and symbolic sizes are folded away or run in executorch's prim ops
+    is_prim = op in (
+        "sym_size",
+        "sym_numel",
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "lift_fresh_copy",
+        "alias",
+        "detach",
+    )
+    return is_prim or name in kernels or f"{name}_copy" in kernels
+
+
+_LOOKUPS: dict[str, Callable[[ExportedProgram], list[Node]]] = {
+    "executorch": _missing_in_executorch,
+    "onnx": _missing_in_onnx,
+    "tflite": _missing_in_tflite,
+}

@@ -1,0 +1,108 @@
+"""The converting child: `python -m edgekit.converters.worker FOLDER`; the files are described in `wire`.
+
+One child serves one backend: imports, export lowering and the float file are shared by its schemes, while each
+scheme succeeds, fails and is kept on its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from edgekit.artifact import Artifact, Scheme
+from edgekit.converters.base import ConversionRequest, Converter
+from edgekit.converters.fidelity import below_floor
+from edgekit.converters.registry import load_converter
+from edgekit.converters.wire import SchemeResult, WireError, WorkRequest, load_samples
+from edgekit.errors import ConversionError, EdgekitError, UnsupportedError
+from edgekit.exporting import load_own_program
+from edgekit.isolation import enter_child
+from edgekit.schema import read_record, write_atomically
+
+__all__ = ["main"]
+
+
+def main(folder: Path) -> None:
+    """Do the work request in `folder`, scheme by scheme."""
+    enter_child()
+    work = read_record(WorkRequest, folder / "request.json")
+    try:
+        _note(folder, work.schemes[0], "import")
+        base = _base_request(folder, work)
+        converter = load_converter(work.converter)
+        _note(folder, work.schemes[0], "check")
+        problems = converter.check(base)
+        if problems:
+            raise UnsupportedError(problems)
+    except EdgekitError as e:
+        for scheme in work.schemes:
+            _answer(folder, SchemeResult(scheme=scheme, seconds=0.0, error=WireError.of(e)))
+        return
+    for scheme in work.schemes:
+        _convert_one(folder, work, converter, base, scheme)
+
+
+def _base_request(folder: Path, work: WorkRequest) -> ConversionRequest:
+    import torch
+
+    torch.set_num_threads(work.threads)
+    return ConversionRequest(
+        name=work.name,
+        program=load_own_program(folder / "program.pt2", work.sha256),
+        scheme=work.schemes[0],
+        calibration=load_samples(folder / "calibration.npz") if work.has_calibration else (),
+        verification=load_samples(folder / "verification.npz") if work.has_verification else (),
+        output_dir=folder / "out",
+        lineage=work.lineage,
+        io_dtype=work.io_dtype,
+        input_layouts=work.input_layouts,
+        threads=work.threads,
+    )
+
+
+def _convert_one(
+    folder: Path, work: WorkRequest, converter: Converter, base: ConversionRequest, scheme: Scheme
+) -> None:
+    """Convert to one scheme and answer; an EdgekitError is an answer, anything else ends the child."""
+    from dataclasses import replace
+
+    _note(folder, scheme, "convert")
+    started = time.monotonic()
+    output_dir = folder / "out" / scheme
+    output_dir.mkdir(parents=True)
+    error = None
+    try:
+        artifact = converter.convert(replace(base, scheme=scheme, output_dir=output_dir))
+        _check_floor(artifact, work, scheme, time.monotonic() - started)
+    except EdgekitError as e:
+        error = WireError.of(e)
+    _answer(folder, SchemeResult(scheme=scheme, seconds=time.monotonic() - started, error=error))
+
+
+def _check_floor(artifact: Artifact, work: WorkRequest, scheme: Scheme, seconds: float) -> None:
+    """Refuse an artifact too far from its model, or say so in its passport when that is allowed."""
+    passport = artifact.passport
+    reasons = below_floor(passport.fidelity, scheme) if passport.fidelity is not None else []
+    if reasons and not work.allow_lossy:
+        raise ConversionError(
+            "; ".join(reasons),
+            backend=work.converter,
+            stage=f"verify {scheme}",
+            hint="calibrate with inputs like the real ones, train quantization-aware, or keep it with allow_lossy",
+        )
+    lossy = tuple(f"kept although {reason}" for reason in reasons)
+    changed = passport.model_copy(update={"warnings": passport.warnings + lossy, "conversion_seconds": seconds})
+    Artifact(path=artifact.path, passport=changed).save_passport()
+
+
+def _note(folder: Path, scheme: Scheme, stage: str) -> None:
+    write_atomically(folder / "stage.txt", f"{scheme} {stage}")
+
+
+def _answer(folder: Path, result: SchemeResult) -> None:
+    write_atomically(folder / f"result.{result.scheme}.json", result.model_dump_json())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
