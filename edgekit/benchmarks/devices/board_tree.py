@@ -1,0 +1,181 @@
+"""The file tree of the virtual board: Debian with adbd and Python, built once and kept by its recipe's hash."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from edgekit.benchmarks.devices.base import Deadline
+from edgekit.benchmarks.devices.cell import remove_tree, start_cell
+from edgekit.errors import DeviceTimeout, DeviceUnusable, HostError
+from edgekit.schema import digest
+
+__all__ = ["KEYRING", "board_tree", "debian_mirror", "recipe_id"]
+
+log = logging.getLogger(__name__)
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SUITE = "trixie"  # the first release with adbd
+_LAYOUT = 2
+"""Raised when what `_furnish` does changes."""
+_PACKAGES = (
+    "base-files", "base-passwd", "dash", "bash", "coreutils", "grep", "sed", "util-linux", "libc-bin", "procps",
+    "login", "tar", "gzip", "adbd", "python3", "python3-minimal", "toybox", "libgomp1",
+)  # fmt: skip
+_SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d")
+_DEBIAN_SUITE = re.compile(r"(stable|testing|unstable|sid|[a-z]+)(-updates)?")
+
+
+def recipe_id(arch: str) -> str:
+    """The name of the tree for `arch`: changes when anything that goes into it does."""
+    return f"{arch}-{digest([arch, _SUITE, _LAYOUT, *_PACKAGES])[:12]}"
+
+
+def board_tree(arch: str, boards: Path, deadline: Deadline) -> Path:
+    """The finished tree for `arch` below `boards`, built when it is not there (about 10 s).
+
+    Two processes build it once: the second waits. A build that was killed leaves a `.build-` folder, removed here.
+    """
+    name = recipe_id(arch)
+    tree = boards / name
+    if tree.is_dir():
+        return tree
+    boards.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with _locked(boards / f"{arch}.lock", deadline):
+        for leftover in boards.glob(f".build-{arch}-*"):
+            remove_tree(leftover)
+        if not tree.is_dir():
+            work = Path(tempfile.mkdtemp(prefix=f".build-{arch}-", dir=boards))
+            try:
+                _bootstrap(arch, work / "tree", work / "log", deadline)
+                _furnish(work / "tree", name)
+                os.rename(work / "tree", tree)
+            finally:
+                remove_tree(work)
+    return tree
+
+
+@contextmanager
+def _locked(path: Path, deadline: Deadline) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as e:
+                if deadline.remaining <= 0:
+                    raise HostError(f"another process is still building the board ({path})") from e
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _bootstrap(arch: str, tree: Path, log_file: Path, deadline: Deadline) -> None:
+    """mmdebstrap, in a cell: it ends with this process, and what it mounts is not the host's."""
+    argv = [
+        "mmdebstrap", "--mode=root", "--variant=extract", f"--arch={arch}", f"--include={','.join(_PACKAGES)}",
+        f"--keyring={KEYRING}", _SUITE, str(tree),
+    ]  # fmt: skip
+    mirror = debian_mirror()
+    if mirror:
+        argv.append(mirror)
+    log.info("building the %s board in %s", arch, tree)
+    cell = start_cell(argv, log_file=log_file, mounts=True)
+    try:
+        while cell.is_alive:
+            if deadline.remaining <= 0:
+                raise DeviceTimeout(
+                    "the board was not built in time", device=f"board:{arch}", hint="is the mirror slow?"
+                )
+            time.sleep(0.05)
+    finally:
+        cell.end()
+    if cell.process.returncode != 0:
+        lines = [line for line in log_file.read_text("utf-8", "replace").splitlines() if line.startswith(("E:", "W:"))]
+        raise DeviceUnusable(
+            f"mmdebstrap could not build the board ({' | '.join(lines[-3:])[:500] or cell.process.returncode})",
+            device=f"board:{arch}",
+            hint="it needs a Debian mirror: check the network, or set EDGEKIT_DEBIAN_MIRROR to one that answers",
+        )
+
+
+def _furnish(tree: Path, name: str) -> None:
+    """What configuring the packages would have done, as far as adbd, a shell and Python need it."""
+    for link in ("bin", "sbin", "lib", "lib64"):
+        if not (tree / link).exists() and (tree / "usr" / link).is_dir():
+            (tree / link).symlink_to(f"usr/{link}")
+    shell = tree / "usr" / "bin" / "sh"
+    if not shell.exists():
+        shell.symlink_to("dash")
+    for kind in ("passwd", "group"):
+        shutil.copyfile(tree / "usr/share/base-passwd" / f"{kind}.master", tree / "etc" / kind)
+    (tree / "etc/hostname").write_text("edgekit-board\n")
+    (tree / "etc/machine-id").write_text(digest(name)[:32] + "\n")
+    (tree / "etc/resolv.conf").unlink(missing_ok=True)
+    # mmdebstrap left device nodes here; a board mounts its own over an empty folder.
+    remove_tree(tree / "dev")
+    for folder in ("proc", "sys", "dev", "tmp", "run", "root", "data/local/tmp/edgekit"):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+
+
+def debian_mirror() -> str | None:
+    """The Debian mirror this host's apt uses; None leaves the choice to mmdebstrap (Debian's own address)."""
+    chosen = os.environ.get("EDGEKIT_DEBIAN_MIRROR")
+    if chosen:
+        return chosen
+    files = []
+    for place in map(Path, _SOURCES):
+        files += sorted(place.glob("*")) if place.is_dir() else [place]
+    for file in files:
+        try:
+            text = file.read_text("utf-8", "replace")
+        except OSError:
+            continue
+        found = _deb822_mirror(text) if file.suffix == ".sources" else _list_mirror(text)
+        if found:
+            return found
+    return None
+
+
+def _is_debian(uri: str, suite: str, components: list[str]) -> bool:
+    parts = urlsplit(uri)
+    return (
+        parts.scheme in ("http", "https")
+        and parts.path.rstrip("/").endswith("/debian")
+        and _DEBIAN_SUITE.fullmatch(suite) is not None
+        and "main" in components
+    )
+
+
+def _list_mirror(text: str) -> str | None:
+    """From lines `deb [options] URI suite component…`."""
+    for line in text.splitlines():
+        words = re.sub(r"\[[^\]]*\]", "", line.partition("#")[0]).split()
+        if len(words) >= 4 and words[0] == "deb" and _is_debian(words[1], words[2], words[3:]):
+            return words[1]
+    return None
+
+
+def _deb822_mirror(text: str) -> str | None:
+    """From stanzas of `URIs:`, `Suites:`, `Components:`."""
+    for stanza in re.split(r"\n\s*\n", text):
+        lines = [line for line in stanza.splitlines() if line[:1] not in ("#", " ", "\t")]
+        fields = {k.strip().lower(): v.split() for k, _, v in (line.partition(":") for line in lines)}
+        if fields.get("enabled") == ["no"] or "deb" not in fields.get("types", []):
+            continue
+        suite = next(iter(fields.get("suites", [])), "")
+        for uri in fields.get("uris", []):
+            if _is_debian(uri, suite, fields.get("components", [])):
+                return uri
+    return None
