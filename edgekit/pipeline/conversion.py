@@ -7,7 +7,7 @@ versions of the tools that made it; one that fails does not take the others with
 from __future__ import annotations
 
 import os
-import shutil
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, Format, Scheme
 from edgekit.compress.student import Student
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, HostError
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.pipeline.facts import TOOLKITS, tool_versions
 from edgekit.pipeline.learning import Learned
@@ -23,6 +23,7 @@ from edgekit.pipeline.samples import calibration_batches, held_out_batches
 from edgekit.pipeline.workspace import Stage
 
 if TYPE_CHECKING:
+    from edgekit.converters.conversion import ConversionProgress
     from edgekit.pipeline.run import Context
 
 __all__ = ["Converted", "convert_all"]
@@ -95,67 +96,89 @@ def _convert(
     context: Context, student: Student, jobs: list[_Job], failures: list[tuple[str, EdgekitError]]
 ) -> list[Artifact]:
     """The artifacts of `jobs` in their order; what is missing is converted together."""
-    missing = [job for job in jobs if not context.workspace.stage_folder(job.stage, *job.key).exists()]
-    made: dict[str, Path] = {}
-    if missing:
-        made, failed = _run_converters(context, student, missing)
-        for stage, error in failed.items():
-            context.note(stage, StageStatus.FAILED, text=str(error))
-            context.errors.append(error)
-            failures.append((stage.removeprefix("convert-"), error))
+    missing = [job for job in jobs if not context.workspace.stage_folder(job.stage, *context.plain(job.key)).exists()]
+    failed = _run_converters(context, student, missing) if missing else {}
     artifacts = []
     for job in jobs:
-        if job in missing and job.stage not in made:
-            continue
-        stage = context.stage(job.stage, job.key, lambda _work, out, job=job: _adopt(made[job.stage], out))  # type: ignore[misc]
-        artifacts.append(Artifact.open(stage.folder))
+        if job in missing:
+            error = failed.get(job.stage)
+            if error is not None:
+                context.note(job.stage, StageStatus.FAILED, text=str(error))
+                context.errors.append(error)
+                failures.append((job.stage.removeprefix("convert-"), error))
+                continue
+        else:
+            context.stage(job.stage, job.key, _refuse)
+        artifacts.append(Artifact.open(context.workspace.stage_folder(job.stage, *context.plain(job.key))))
     return artifacts
 
 
-def _adopt(made: Path, out: Path) -> None:
-    for path in made.iterdir():
-        os.replace(path, out / path.name)
+def _refuse(_work: Path, out: Path) -> None:
+    raise HostError(f"{out}: was there a moment ago and is gone", hint="is something cleaning the workspace?")
 
 
-def _run_converters(
-    context: Context, student: Student, jobs: list[_Job]
-) -> tuple[dict[str, Path], dict[str, EdgekitError]]:
-    """Stage name to the folder of its new artifact, and stage name to why there is none."""
-    from edgekit.converters.conversion import convert_model
+def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dict[str, EdgekitError]:
+    """Convert `jobs`, each artifact becoming its stage the moment it is finished; stage name to its failure."""
+    from edgekit.converters.conversion import ConversionOptions, convert_model
 
     recipe = context.recipe
-    needs_calibration = any(job.scheme is not Scheme.FP32 for job in jobs)
-    calibration = (
-        calibration_batches(context.workload, recipe.convert.calibration, seed=recipe.seed) if needs_calibration else ()
+    is_float = all(job.scheme is Scheme.FP32 for job in jobs)
+    options = ConversionOptions(
+        lineage=student.lineage,
+        input_layouts=context.workload.input_layouts,
+        io_dtype=recipe.convert.io_dtype,
+        jobs=recipe.convert.jobs,
+        timeout_seconds=recipe.convert.timeout_seconds,
+        allow_lossy=recipe.convert.allow_lossy,
     )
-    for job in jobs:
-        context.observe(StageEvent(stage=job.stage, status=StageStatus.STARTED))
-    scratch = context.workspace.stages / f".converting.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    made: dict[str, Path] = {}
+    adoption = _Adoption(context, {(job.format.value, job.scheme): job for job in jobs})
     failed: dict[str, EdgekitError] = {}
     for schemes, formats in _groups(jobs):
         outcome = convert_model(
             student.module,
             context.workload.example_inputs,
             name=jobs[0].model,
-            targets=formats,
+            targets=[target.value for target in formats],
             schemes=schemes,
-            calibration=calibration,
+            calibration=()
+            if is_float
+            else calibration_batches(context.workload, recipe.convert.calibration, seed=recipe.seed),
             verification=held_out_batches(context.workload, recipe.convert.verification, seed=recipe.seed),
-            output_dir=scratch,
-            lineage=student.lineage,
-            io_dtype=recipe.convert.io_dtype,
-            input_layouts=context.workload.input_layouts,
-            jobs=recipe.convert.jobs,
-            timeout_seconds=recipe.convert.timeout_seconds,
-            allow_lossy=recipe.convert.allow_lossy,
+            output_dir=adoption.scratch,
+            options=options,
+            on_progress=adoption.observe,
         )
-        for artifact in outcome.artifacts:
-            made[f"convert-{jobs[0].model}-{artifact.passport.format}-{artifact.passport.scheme}"] = artifact.folder
         for failure in outcome.failures:
-            failed[f"convert-{jobs[0].model}-{failure.format}-{failure.scheme}"] = failure.error
-    return made, failed
+            failed[f"convert-{jobs[0].model}-{failure.target}-{failure.scheme}"] = failure.error
+    return failed
+
+
+class _Adoption:
+    """Turns each artifact into its stage as soon as the converter has finished it, so that a kill loses none."""
+
+    def __init__(self, context: Context, jobs: dict[tuple[str, Scheme], _Job]) -> None:
+        self._context = context
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self.scratch = context.workspace.stages / ".converting"
+
+    def observe(self, progress: ConversionProgress) -> None:
+        """Called from the converters' threads."""
+        if progress.scheme is None:
+            return
+        job = self._jobs[progress.target, progress.scheme]
+        if progress.stage == "done":
+            with self._lock:
+                folder = self.scratch / f"{job.model}.{job.scheme}.{job.format}"
+                self._context.stage(job.stage, job.key, lambda _work, out: _adopt(folder, out))
+        else:
+            self._context.observe(StageEvent(stage=job.stage, status=StageStatus.PROGRESS, text=progress.stage))
+
+
+def _adopt(made: Path, out: Path) -> None:
+    for path in made.iterdir():
+        os.replace(path, out / path.name)
+    made.rmdir()
 
 
 def _groups(jobs: list[_Job]) -> list[tuple[list[Scheme], list[Format]]]:

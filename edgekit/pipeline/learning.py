@@ -14,7 +14,7 @@ from edgekit.pipeline.facts import tool_versions
 from edgekit.pipeline.workspace import Stage
 from edgekit.recipe import Recipe
 from edgekit.schema import sha256_of
-from edgekit.workload import LoadedWorkload, Workload, sample_digest
+from edgekit.workload import LoadedWorkload, sample_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,29 +169,18 @@ def training_progress(context: Context, stage: str) -> Callable[[TrainProgress],
 
     def tell(progress: TrainProgress) -> None:
         fraction = progress.step / progress.total_steps if progress.total_steps else None
-        parts = [f"epoch {progress.epoch + 1}/{progress.epochs}"]
-        if progress.loss is not None:
-            parts.append(f"loss {progress.loss:.3f}")
-        if progress.accuracy is not None:
-            parts.append(f"accuracy {progress.accuracy:.1%}")
-        context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=" · ".join(parts)))
+        text = (
+            f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.3f} · accuracy {progress.accuracy:.1%}"
+        )
+        context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=text))
 
     return tell
 
 
-def plain_progress(context: Context, stage: str) -> Callable[[float], None]:
-    """An observer of a bare fraction that tells the pipeline's."""
+def plain_progress(context: Context, stage: str) -> Callable[[int, int], None]:
+    """An observer of `done` of `total` that tells the pipeline's."""
 
-    def tell(fraction: float) -> None:
-        context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction))
+    def tell(done: int, total: int) -> None:
+        context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=done / total))
 
     return tell
-
-
-def evaluation_subset(workload: Workload, count: int, *, seed: int) -> list[Any]:
-    """`count` items of the evaluation set, chosen by `seed`."""
-    import numpy as np
-
-    total = len(workload.evaluation)
-    chosen = np.random.default_rng(seed).choice(total, size=min(count, total), replace=False)
-    return [workload.evaluation[int(i)] for i in sorted(chosen)]

@@ -82,12 +82,17 @@ class Context:
         """A stage of the workspace, observed and noted."""
         self.observe(StageEvent(stage=name, status=StageStatus.STARTED))
         try:
-            stage = self.workspace.stage(name, [_plain(part) for part in key], make)
+            stage = self.workspace.stage(name, self.plain(key), make)
         except EdgekitError as e:
             self.note(name, StageStatus.FAILED, text=str(e))
             raise
         self.note(name, StageStatus.CACHED if stage.cached else StageStatus.DONE, seconds=stage.seconds, key=stage.key)
         return stage
+
+    @staticmethod
+    def plain(key: list[object]) -> list[object]:
+        """`key` as JSON can hold it."""
+        return [_plain(part) for part in key]
 
     def note(
         self, name: str, status: StageStatus, *, seconds: float | None = None, key: str = "", text: str = ""
