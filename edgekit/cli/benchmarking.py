@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.benchmarks.values import Plan
 from edgekit.cli.app import app, fail
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ def benchmark(
     from rich.console import Console
 
     from edgekit.api import benchmark_all
+    from edgekit.benchmarks.values import Plan
     from edgekit.schema import validated
 
     plan = validated(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from edgekit.cli.app import app
-from edgekit.schema import Record
 
 
-class Finding(Record):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
     """One thing looked at."""
 
     what: str
@@ -27,7 +29,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on s
     """Look at toolchains, their versions, programs and devices, and say what is missing."""
     findings = [_python(), *_toolkits(), _adb(), _board(), *_devices()]
     if as_json:
-        print(json.dumps([finding.model_dump(mode="json") for finding in findings]))
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     else:
         _print(findings)
     return 0 if all(finding.is_ok for finding in findings if finding.what.startswith("core")) else 5
