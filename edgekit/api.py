@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgekit.benchmarks.inputs import InputSet
-    from edgekit.converters.conversion import ConversionOutcome
+    from edgekit.converters.conversion import ConversionOptions, ConversionOutcome, ConversionProgress
     from edgekit.pipeline.events import Observer
     from edgekit.pipeline.run import RunOutcome
     from edgekit.recipe import Recipe
@@ -89,7 +90,7 @@ def convert(
     sequence of tuples of arrays or tensors); static schemes need it. The user's module is not changed.
     Raises ExportError, UnsupportedError, ConversionError; the artifacts that were finished stay on disk.
     """
-    from edgekit.converters.conversion import convert_model
+    from edgekit.converters.conversion import ConversionOptions, convert_model
 
     outcome = convert_model(
         model,
@@ -98,15 +99,12 @@ def convert(
         targets=_members(Format, targets, "target"),
         schemes=_members(Scheme, [scheme], "scheme"),
         calibration=_arrays(calibration),
-        verification=(),
         output_dir=Path(output_dir),
-        io_dtype=io_dtype,
-        jobs=jobs,
-        timeout_seconds=timeout_seconds,
-        allow_lossy=allow_lossy,
+        options=ConversionOptions(
+            io_dtype=io_dtype, jobs=jobs, timeout_seconds=timeout_seconds, allow_lossy=allow_lossy
+        ),
     )
-    for failure in outcome.failures:
-        raise failure.error
+    outcome.raise_failures()
     return outcome.artifacts
 
 
@@ -117,11 +115,9 @@ def convert_workload(
     targets: Sequence[str],
     schemes: Sequence[str],
     output_dir: Path,
+    options: ConversionOptions,
     calibration: int = 200,
-    io_dtype: str = "int8",
-    jobs: int = 2,
-    timeout_seconds: float = 900.0,
-    allow_lossy: bool = False,
+    on_progress: Callable[[ConversionProgress], None] | None = None,
 ) -> ConversionOutcome:
     """The artifacts of a workload's model as it is, and what failed; see `convert`."""
     from edgekit.converters.conversion import convert_model
@@ -140,11 +136,8 @@ def convert_workload(
         calibration=() if is_float else calibration_batches(loaded, calibration, seed=0),
         verification=held_out_batches(loaded, 100, seed=0),
         output_dir=output_dir,
-        io_dtype=io_dtype,
-        input_layouts=loaded.input_layouts,
-        jobs=jobs,
-        timeout_seconds=timeout_seconds,
-        allow_lossy=allow_lossy,
+        options=dataclasses.replace(options, input_layouts=loaded.input_layouts),
+        on_progress=on_progress,
     )
 
 

@@ -37,27 +37,27 @@ def convert(
     from rich.console import Console
 
     from edgekit.api import convert_workload
+    from edgekit.converters.conversion import ConversionOptions
 
-    outcome = convert_workload(
-        workload,
-        params=_params(params),
-        targets=_names(to),
-        schemes=_names(scheme),
-        output_dir=output,
-        calibration=calibration,
-        io_dtype=io_dtype,
-        jobs=jobs,
-        timeout_seconds=timeout,
-        allow_lossy=allow_lossy,
-    )
+    errors = Console(stderr=True)
+    with errors.status("exporting") as status:
+        outcome = convert_workload(
+            workload,
+            params=_params(params),
+            targets=_names(to),
+            schemes=_names(scheme),
+            output_dir=output,
+            calibration=calibration,
+            options=ConversionOptions(
+                io_dtype=io_dtype, jobs=jobs, timeout_seconds=timeout, allow_lossy=allow_lossy
+            ),
+            on_progress=lambda p: status.update(f"{p.target} {p.scheme or ''} · {p.stage}"),
+        )
     if as_json:
         print(json.dumps([artifact.passport.model_dump(mode="json") for artifact in outcome.artifacts]))
     elif outcome.artifacts:
         Console().print(_artifact_table(outcome.artifacts))
-    status = 0
-    for failure in outcome.failures:
-        status = fail(failure.error, as_json=False)
-    return status
+    return max((fail(failure.error, as_json=False) for failure in outcome.failures), default=0)
 
 
 def _names(text: str) -> list[str]:

@@ -70,7 +70,7 @@ def _toolkits() -> list[Finding]:
 
 
 def _adb() -> Finding:
-    from edgekit.benchmarks.devices.adb import find_adb
+    from edgekit.benchmarks.devices.adb_client import find_adb
     from edgekit.errors import EdgekitError
 
     try:
