@@ -191,6 +191,8 @@ class Passport(Record):
     tool_versions: dict[str, str] = Field(default_factory=dict)
     lineage: tuple[LineageStep, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """How it was made, where that is neither a warning nor an option: `activation ranges by histogram …`."""
     conversion_seconds: float | None = None
     conversion_peak_rss_bytes: int | None = None
 

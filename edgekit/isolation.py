@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edgekit.errors import ConversionError
 
-__all__ = ["ChildExit", "child_environment", "enter_child", "failure_of", "run_child"]
+__all__ = ["ChildExit", "child_environment", "enter_child", "failure_of", "peak_rss_bytes", "run_child", "stderr_tail"]
 
 STDOUT_NAME = "stdout.txt"
 STDERR_NAME = "stderr.txt"
@@ -149,7 +149,7 @@ def run_child(
         timed_out=timed_out,
         wall_seconds=time.monotonic() - started,
         peak_rss_bytes=peak,
-        stderr_tail=_tail(folder / STDERR_NAME),
+        stderr_tail=stderr_tail(folder),
     )
 
 
@@ -161,8 +161,18 @@ def _reap(process: subprocess.Popen[bytes], *, block: bool = False) -> tuple[int
     if pid == 0:
         return None
     process.returncode = os.waitstatus_to_exitcode(status)
-    # ru_maxrss is KiB on Linux and bytes on macOS, getrusage(2)
-    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return process.returncode, _bytes_of(usage.ru_maxrss)
+
+
+def _bytes_of(max_rss: int) -> int:
+    return max_rss * (1 if sys.platform == "darwin" else 1024)  # KiB on Linux, bytes on macOS: getrusage(2)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held so far."""
+    import resource
+
+    return _bytes_of(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _kill_group(pid: int, number: int) -> None:
@@ -185,8 +195,9 @@ def _end_group(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     return ended
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as f:
+def stderr_tail(folder: Path) -> str:
+    """The last 40 lines the child of a work folder has written to its stderr so far."""
+    with (folder / STDERR_NAME).open("rb") as f:
         size = f.seek(0, os.SEEK_END)
         f.seek(max(0, size - MAX_TAIL_BYTES))
         text = f.read().decode("utf-8", errors="replace")

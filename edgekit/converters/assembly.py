@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, Format, Passport, Scheme, TensorSpec
 from edgekit.converters.base import Capability, ConversionRequest
@@ -15,6 +16,9 @@ from edgekit.converters.passports.facts import FileFacts
 from edgekit.converters.passports.reader import read_facts
 from edgekit.exporting import count_macs, count_parameters
 from edgekit.schema import sha256_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["assemble", "table", "tool_versions"]
 
@@ -39,7 +43,7 @@ def tool_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def assemble(
-    request: ConversionRequest, path: Path, kind: Format, *, tools: Sequence[str], warnings: Sequence[str] = ()
+    request: ConversionRequest, path: Path, kind: Format, *, tools: Sequence[str], notes: Sequence[str] = ()
 ) -> Artifact:
     """The artifact of a model file just written at `path`, its passport saved beside it."""
     facts = read_facts(path, kind)
@@ -74,14 +78,15 @@ def assemble(
         minimum_runtime=facts.minimum_runtime,
         tool_versions=tool_versions(("torch", *tools)),
         lineage=request.lineage,
-        warnings=(*warnings, *facts.warnings, *_dtype_changes(facts, request)),
+        notes=tuple(notes),
+        warnings=(*facts.warnings, *_dtype_changes(facts, request)),
     )
     artifact = Artifact(path=path, passport=passport)
     artifact.save_passport()
     return artifact
 
 
-def _example(request: ConversionRequest) -> tuple[tuple[object, ...], ...]:
+def _example(request: ConversionRequest) -> tuple[tuple[np.ndarray, ...], ...]:
     """The program's own example inputs as one sample; empty when it carries none."""
     if request.program.example_inputs is None:
         return ()

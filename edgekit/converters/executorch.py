@@ -2,7 +2,7 @@
 
 Activation ranges are observed twice, as exact min/max and as a histogram, and the better SQNR on the calibration
 samples wins: neither is better on every model (ResNet-18: 38.9 dB min/max, 38.3 histogram; MobileNetV2: 26.6 and
-28.0; measured). The choice is a line of the passport.
+28.0; measured). The choice is a note in the passport.
 
 The same program gives the same bytes on one version of the toolchain.
 """
@@ -53,13 +53,13 @@ class ExecuTorchConverter:
 
     def convert(self, request: ConversionRequest) -> Artifact:
         """Write `model.pte` and its passport. Raises ConversionError."""
-        program, warnings = request.program, []
+        program, notes = request.program, []
         if request.scheme is Scheme.STATIC_W8A8:
             program, note = _quantized(request)
-            warnings.append(note)
+            notes.append(note)
         path = request.output_dir / f"model{Format.EXECUTORCH.suffix}"
         path.write_bytes(_lowered(program))
-        return assemble(request, path, Format.EXECUTORCH, tools=_TOOLS, warnings=warnings)
+        return assemble(request, path, Format.EXECUTORCH, tools=_TOOLS, notes=notes)
 
 
 def _lowered(program: ExportedProgram) -> bytes:

@@ -60,7 +60,8 @@ def _quantized(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero_point = detail["quantization"]
     if scale and np.issubdtype(array.dtype, np.floating) and np.issubdtype(detail["dtype"], np.integer):
         limits = np.iinfo(detail["dtype"])
-        return np.clip(np.rint(array / scale) + zero_point, limits.min, limits.max).astype(detail["dtype"])
+        integers: np.ndarray = np.clip(np.rint(array / scale) + zero_point, limits.min, limits.max)
+        return integers.astype(detail["dtype"])
     return array.astype(detail["dtype"])
 
 
@@ -69,7 +70,8 @@ def _dequantized(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
 
     scale, zero_point = detail["quantization"]
     if scale and np.issubdtype(array.dtype, np.integer):
-        return (array.astype(np.float32) - zero_point) * np.float32(scale)
+        real: np.ndarray = (array.astype(np.float32) - zero_point) * np.float32(scale)
+        return real
     return array
 
 
@@ -78,7 +80,8 @@ def _load_executorch(path: Path, threads: int) -> Run:
     from executorch.runtime import Runtime, Verification
 
     torch.set_num_threads(threads)
-    program = Runtime.get().load_program(path.read_bytes(), verification=Verification.InternalConsistency)
+    # by path: given bytes, the runtime reads them without keeping them alive
+    program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
     method = program.load_method("forward")
 
     def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:

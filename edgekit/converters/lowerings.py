@@ -116,7 +116,7 @@ def _missing_in_onnx(program: ExportedProgram) -> list[Node]:
     implemented = set(_decomp.get_onnx_implemented_overloads(registry))
     decompositions: Any = _decomp.create_onnx_friendly_decomposition_table(implemented)
     lowered = program.run_decompositions(decompositions)
-    return [node for node in _calls(lowered) if not registry.is_registered(node.target)]
+    return [node for node in _calls(lowered) if not registry.is_registered(node.target)]  # type: ignore[arg-type]
 
 
 def _missing_in_executorch(program: ExportedProgram) -> list[Node]:

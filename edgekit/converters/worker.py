@@ -17,7 +17,7 @@ from edgekit.converters.registry import load_converter
 from edgekit.converters.wire import SchemeResult, WireError, WorkRequest, load_samples
 from edgekit.errors import ConversionError, EdgekitError, UnsupportedError
 from edgekit.exporting import load_own_program
-from edgekit.isolation import enter_child
+from edgekit.isolation import enter_child, peak_rss_bytes
 from edgekit.schema import read_record, write_atomically
 
 __all__ = ["main"]
@@ -92,7 +92,8 @@ def _check_floor(artifact: Artifact, work: WorkRequest, scheme: Scheme, seconds:
             hint="calibrate with inputs like the real ones, train quantization-aware, or keep it with allow_lossy",
         )
     lossy = tuple(f"kept although {reason}" for reason in reasons)
-    changed = passport.model_copy(update={"warnings": passport.warnings + lossy, "conversion_seconds": seconds})
+    measured = {"conversion_seconds": seconds, "conversion_peak_rss_bytes": peak_rss_bytes()}
+    changed = passport.model_copy(update={"warnings": passport.warnings + lossy, **measured})
     Artifact(path=artifact.path, passport=changed).save_passport()
 
 

@@ -99,7 +99,7 @@ def _spec(value: Any, name: str) -> TensorSpec:
 def _scalar(tensor: Any) -> str:
     names = {"FLOAT": "float32", "DOUBLE": "float64", "HALF": "float16", "LONG": "int64", "INT": "int32"}
     names |= {"SHORT": "int16", "CHAR": "int8", "BYTE": "uint8", "BOOL": "bool", "BFLOAT16": "bfloat16"}
-    name = tensor.scalar_type.name
+    name = str(tensor.scalar_type.name)
     return names.get(name, name.lower())
 
 

@@ -37,7 +37,7 @@ def read_onnx(path: Path) -> FileFacts:
     """What the file says. Raises ArtifactError when it is no sound, self-contained `.onnx`."""
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as e:
         raise MissingDependencyError("reading .onnx files", extra="onnx", package="onnx") from e
     try:

@@ -17,6 +17,10 @@ __all__ = ["read_tflite"]
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _MOVES_WEIGHTS = "DEQUANTIZE"
+_DENSE_WARNING = (
+    "FULLY_CONNECTED has one weight scale per channel, which its version number does not say: a runtime too old for "
+    "that gives wrong numbers rather than an error, so check its outputs (ai-edge-litert 2.3 is right)"
+)
 _REASON = "its activations are float in the file: the quantizer has no integer form of this op here"
 
 
@@ -45,13 +49,15 @@ def _facts(model: Any, schema: Any) -> FileFacts:
     types = _names(schema.TensorType)
     nodes = [node for graph in model.subgraphs for node in _nodes(model, graph, schema, types)]
     main = model.subgraphs[0]
+    scaled_dense = _has_per_channel_dense(model, schema)
     return FileFacts(
         inputs=tuple(_spec(main.tensors[i], types) for i in main.inputs),
         outputs=tuple(_spec(main.tensors[i], types) for i in main.outputs),
         ops=count_ops(nodes),
         float_ops=unquantized(nodes, _REASON),
         per_channel_weights=sum(_is_per_channel(t, types) for graph in model.subgraphs for t in graph.tensors),
-        minimum_runtime=_minimum_runtime(model),
+        minimum_runtime={} if scaled_dense else _minimum_runtime(model),
+        warnings=(_DENSE_WARNING,) if scaled_dense else (),
     )
 
 
@@ -127,6 +133,16 @@ def _is_per_channel(tensor: Any, types: dict[int, str]) -> bool:
     q = tensor.quantization
     many = q is not None and q.scale is not None and len(q.scale) > 1
     return many and _numpy_name(tensor, types) in ("int8", "int4", "int2")
+
+
+def _has_per_channel_dense(model: Any, schema: Any) -> bool:
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if model.operatorCodes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.FULLY_CONNECTED:
+                quantization = graph.tensors[operator.inputs[1]].quantization
+                if quantization is not None and quantization.scale is not None and len(quantization.scale) > 1:
+                    return True
+    return False
 
 
 def _minimum_runtime(model: Any) -> dict[str, str]:

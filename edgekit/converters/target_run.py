@@ -1,0 +1,198 @@
+"""One child process at work on one target: what it is given, what it answers, and where its artifacts go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import Artifact, LineageStep, Scheme
+from edgekit.converters.wire import SchemeResult, WorkRequest, save_samples
+from edgekit.errors import ConversionError, EdgekitError
+from edgekit.isolation import ChildExit, failure_of, run_child, stderr_tail
+from edgekit.schema import read_record, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Batch", "ConversionFailure", "ConversionOptions", "ConversionProgress", "Samples", "TargetRun"]
+
+Samples = Sequence[Sequence["np.ndarray"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionProgress:
+    """Where a conversion is; `stage` is `import`, `check`, `convert`, `done` or `failed`."""
+
+    target: str
+    scheme: Scheme | None
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionOptions:
+    """How to convert; what is asked for has no default here."""
+
+    lineage: tuple[LineageStep, ...] = ()
+    input_layouts: tuple[str | None, ...] = ()
+    io_dtype: str = "int8"
+    """Inputs and outputs of full-integer TFLite: `int8` or `float32`."""
+    jobs: int = 1
+    """Children at a time; two need twice the memory and pay only with idle cores."""
+    threads: int = 1
+    timeout_seconds: float = 900
+    """Of wall clock, for each target."""
+    memory_bytes: int | None = None
+    """Address space of each child; torch reserves several GB of it unused."""
+    allow_lossy: bool = False
+    """Keep an artifact below the fidelity floor, with a warning in its passport."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionFailure:
+    """One (target, scheme) that came to nothing, and why."""
+
+    target: str
+    scheme: Scheme
+    error: EdgekitError
+
+
+@dataclass(slots=True)
+class Batch:
+    """What all children of one call share."""
+
+    name: str
+    program_path: Path
+    sha256: str
+    calibration: tuple[tuple[np.ndarray, ...], ...]
+    verification: tuple[tuple[np.ndarray, ...], ...]
+    output_dir: Path
+    options: ConversionOptions
+    report: Callable[[ConversionProgress], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class TargetRun:
+    """Every scheme of one target, by one child. Each finished artifact is published at once, not at the end."""
+
+    def __init__(self, batch: Batch, target: str, schemes: tuple[Scheme, ...]) -> None:
+        self.artifacts: list[Artifact] = []
+        self.failures: list[ConversionFailure] = []
+        self._batch = batch
+        self._target = target
+        self._waiting = list(schemes)
+        self._schemes = schemes
+        self._told = ""
+        self._folder = Path()
+
+    def finish(self) -> None:
+        """Run the child to its end; `artifacts` and `failures` then hold every scheme."""
+        if self._batch.cancelled.is_set():
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix=f".convert-{os.getpid()}-", dir=self._batch.output_dir))
+        options = self._batch.options
+        try:
+            self._prepare()
+            ended = run_child(
+                "edgekit.converters.worker",
+                self._folder,
+                timeout_seconds=options.timeout_seconds,
+                memory_bytes=options.memory_bytes,
+                threads=options.threads,
+                cancelled=self._batch.cancelled,
+                on_poll=self._look,
+            )
+            self._look()
+            for scheme in list(self._waiting):
+                self._fail(scheme, self._death(scheme, ended))
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _prepare(self) -> None:
+        """Write everything the child reads."""
+        batch, folder = self._batch, self._folder
+        shutil.copyfile(batch.program_path, folder / "program.pt2")
+        if batch.calibration:
+            save_samples(folder / "calibration.npz", batch.calibration)
+        if batch.verification:
+            save_samples(folder / "verification.npz", batch.verification)
+        request = WorkRequest(
+            converter=self._target,
+            name=batch.name,
+            program="program.pt2",
+            sha256=batch.sha256,
+            schemes=self._schemes,
+            has_calibration=bool(batch.calibration),
+            has_verification=bool(batch.verification),
+            io_dtype=batch.options.io_dtype,
+            input_layouts=batch.options.input_layouts,
+            lineage=batch.options.lineage,
+            threads=batch.options.threads,
+            allow_lossy=batch.options.allow_lossy,
+        )
+        write_atomically(folder / "request.json", request.model_dump_json())
+
+    def _look(self) -> None:
+        """Tell a new stage, and take every answer that has come."""
+        stage = self._stage()
+        if stage and stage != self._told:
+            self._told = stage
+            scheme, _, what = stage.partition(" ")
+            self._tell(Scheme(scheme), what)
+        for scheme in list(self._waiting):
+            answer = self._folder / f"result.{scheme}.json"
+            if answer.is_file():
+                self._take(read_record(SchemeResult, answer))
+
+    def _take(self, result: SchemeResult) -> None:
+        if result.error is not None:
+            error = result.error.rebuilt(backend=self._target, stderr=stderr_tail(self._folder))
+            self._fail(result.scheme, error)
+            return
+        self.artifacts.append(self._publish(result))
+        self._waiting.remove(result.scheme)
+        self._tell(result.scheme, "done")
+
+    def _fail(self, scheme: Scheme, error: EdgekitError) -> None:
+        self.failures.append(ConversionFailure(target=self._target, scheme=scheme, error=error))
+        self._waiting.remove(scheme)
+        self._tell(scheme, "failed")
+
+    def _tell(self, scheme: Scheme, stage: str) -> None:
+        self._batch.report(ConversionProgress(target=self._target, scheme=scheme, stage=stage))
+
+    def _stage(self) -> str:
+        try:
+            return (self._folder / "stage.txt").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def _death(self, scheme: Scheme, ended: ChildExit) -> ConversionError:
+        """Why a scheme has no answer: the way its child ended, and the stage it was in."""
+        options = self._batch.options
+        stage = self._stage() or f"{scheme} start"
+        death = failure_of(
+            ended,
+            backend=self._target,
+            stage=stage,
+            timeout_seconds=options.timeout_seconds,
+            memory_bytes=options.memory_bytes,
+        )
+        if death is not None:
+            return death
+        return ConversionError("ended without an answer", backend=self._target, stage=stage, stderr=ended.stderr_tail)
+
+    def _publish(self, result: SchemeResult) -> Artifact:
+        """The artifact in its final folder; one of the same name made before is replaced."""
+        batch, made = self._batch, self._folder / "out" / result.scheme
+        artifact = Artifact.open(made)
+        final = batch.output_dir / f"{batch.name}.{result.scheme}.{self._target}"
+        if final.exists():
+            final.rename(self._folder / f"replaced.{result.scheme}")
+        made.rename(final)
+        return Artifact(path=final / artifact.path.name, passport=artifact.passport)
