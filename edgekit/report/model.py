@@ -18,6 +18,7 @@ from edgekit.schema import Record
 __all__ = [
     "Baseline",
     "DataFacts",
+    "Difference",
     "GateResult",
     "HostFacts",
     "LatencySummary",
@@ -33,7 +34,7 @@ __all__ = [
 
 
 class Verdict(StrEnum):
-    PASS = "PASS"
+    PASS = "PASS"  # noqa: S105  a verdict
     FAIL = "FAIL"
     NOISY = "NOISY"
     INCOMPARABLE = "INCOMPARABLE"
@@ -46,6 +47,14 @@ class Proportion(Record):
 
     hits: int
     total: int
+    value: float
+    low: float
+    high: float
+
+
+class Difference(Record):
+    """Teacher's less the artifact's top-1 accuracy on the same inputs, with its paired 95 % interval."""
+
     value: float
     low: float
     high: float
@@ -112,6 +121,8 @@ class Row(Record):
     model_rss_bytes: int | None = None
     """Peak less the baseline after the runtime was imported."""
     accuracy: Proportion | None = None
+    accuracy_drop: Difference | None = None
+    """Against the PyTorch teacher, pairwise; what the accuracy gate looks at."""
     agreement: Proportion | None = None
     """Top-1 equal to the PyTorch teacher's."""
     sqnr_db: float | None = None

@@ -150,7 +150,8 @@ def _failure(name: str, returncode: Optional[int], tail: str) -> PhaseError:
         number = -returncode
         why = " (most likely the system was out of memory)" if number == signal.SIGKILL else ""
         return PhaseError("crashed", f"{name}: the process died by {_signal_name(number)}{why}{said}", number)
-    return PhaseError("failed", f"{name}: ended with {returncode}{said}")
+    last = tail.splitlines()[-1] if tail else f"ended with {returncode}"
+    return PhaseError("failed", f"{name}: {last}{said}")
 
 
 def _signal_name(number: int) -> str:
