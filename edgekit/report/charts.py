@@ -8,6 +8,7 @@ HTML of its own in labels. Shapes are `report.js`'s business; every number shown
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from statistics import median
@@ -83,14 +84,12 @@ def _trade_off(
     teacher = report.baseline.accuracy if report.baseline and field == "accuracy" else None
     log = min(times) > 0 and max(times) / min(times) > LOG_SPAN
     return {
-        "x_title": f"Median latency, {unit.name} (further left is better)",
+        "x_title": f"Median latency, {unit.name}",
         "y_title": title,
         "log": log,
         "ticks": _log_ticks(min(times), max(times)) if log else None,
         "teacher": teacher and {"y": teacher.value * 100, "text": f"PyTorch teacher {q.percent(teacher.value)} %"},
-        "devices": [
-            _device_points(report, table, d, [m for m in lines if m.row.device == d], field) for d in devices
-        ],
+        "devices": [_device_points(report, table, d, [m for m in lines if m.row.device == d], field) for d in devices],
     }
 
 
@@ -105,7 +104,7 @@ def _device_points(
     report: Report, table: ResultTable, device: str, lines: Sequence[Line], field: str
 ) -> dict[str, Any]:
     largest = max((line.row.size_bytes for line in table.lines), default=1) or 1
-    points = []
+    points: list[dict[str, Any]] = []
     for line in sorted(lines, key=lambda item: -item.row.size_bytes):  # small bubbles are drawn last, on top
         row, y = line.row, _quality_of(line.row, field)
         if row.latency is None or y is None:
@@ -148,7 +147,7 @@ def _hover(report: Report, line: Line) -> str:
     facts = [
         f"<b>{line.number} · {label(row.artifact, 60)}</b>",
         f"{label(row.device)}{' (emulated)' if row.emulated else ''}",
-        f"p50 {q.time(latency and latency.p50_ns)}, p90 {q.time(latency and latency.p90_ns)}",
+        f"p50 {q.time(latency.p50_ns if latency else None)}, p90 {q.time(latency.p90_ns if latency else None)}",
         f"cold load {q.time(row.cold_load_ns)}",
         f"file {q.size(row.size_bytes)}, peak memory {q.size(row.peak_rss_bytes)}",
     ]
@@ -184,7 +183,7 @@ def histogram(samples: Sequence[int], bins: int = BINS) -> tuple[list[float], li
     width = (high - low) / bins
     edges = [low + width * i for i in range(bins)] + [math.nextafter(float(high), math.inf)]
     places = [bisect.bisect_left(ordered, edge) for edge in edges]
-    counts = [b - a for a, b in zip(places, places[1:], strict=False)]
+    counts = [b - a for a, b in itertools.pairwise(places)]
     tallest = max(counts)
     return [(low + width * (i + 0.5)) / middle for i in range(bins)], [c / tallest for c in counts]
 
@@ -196,7 +195,7 @@ def segment_medians(samples: Sequence[int], segments: int = SEGMENTS) -> list[fl
     if middle <= 0:
         return []
     cuts = [round(i * len(samples) / segments) for i in range(segments + 1)]
-    return [median(samples[a:b]) / middle for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [median(samples[a:b]) / middle for a, b in itertools.pairwise(cuts)]
 
 
 def _samples(row: Row) -> tuple[int, ...]:

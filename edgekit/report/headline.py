@@ -18,7 +18,10 @@ RULE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """`figures` are (number, what it is) pairs; `sentence` says the same in words; `row` is None where none qualifies."""
+    """`figures` are (number, what it is) pairs; `sentence` says the same in words.
+
+    `row` is None where no row qualifies; `sentence` then says why.
+    """
 
     device: str
     emulated: bool

@@ -81,9 +81,14 @@ def _environment() -> Environment:
         finalize=_finalize,
     )
     environment.filters.update(
-        breakable=_breakable, size=q.size, duration=q.duration, verdict=verdict_text, png=png_data_uri, full=q.grouped_count
+        breakable=_breakable,
+        size=q.size,
+        duration=q.duration,
+        verdict=verdict_text,
+        png=png_data_uri,
+        full=q.grouped_count,
     )
-    environment.filters["proportion"] = proportion_text
+    environment.filters.update(proportion=proportion_text, full=q.grouped_count)
     environment.globals["MISSING"] = q.MISSING
     return environment
 

@@ -32,21 +32,26 @@ def methods(report: Report) -> tuple[tuple[str, str], ...]:
         ),
         (
             "SQNR",
-            "10·log₁₀(Σ ref² / Σ (ref − out)²) of the device's outputs against the same model in PyTorch fp32, over the "
-            "evaluation set. “exact” means equal to the bit.",
+            "10·log₁₀(Σ ref² / Σ (ref − out)²) of the device's outputs against the same model in PyTorch fp32, "
+            "over the evaluation set. “exact” means equal to the bit.",
         ),
         ("KL", "Mean KL(teacher ‖ artifact) of the softmax of the outputs, in nats."),
         ("Speed-up", "p50 of the teacher's own file on the same device, divided by this p50."),
         (
             "Pareto front",
-            "Rows of one device for which no other row is at least as accurate, as fast and as small, and better in one.",
+            "Rows of one device for which no other row is at least as accurate, as fast and as small, "
+            "and better in one.",
         ),
         ("Headline", RULE),
         (
             "Pictures",
-            "Drawn from histograms and medians of stretches, not from every sample; the raw samples are in report.json.",
+            "Drawn from histograms and medians of stretches, not from every sample; "
+            "the raw samples are in report.json.",
         ),
-        ("Emulated", "A latency measured under emulation shows that the model runs there, not how fast the hardware is."),
+        (
+            "Emulated",
+            "A latency measured under emulation shows that the model runs there, not how fast the hardware is.",
+        ),
     )
 
 

@@ -8,7 +8,17 @@ from enum import StrEnum
 from edgekit.report import quantities as q
 from edgekit.report.model import Proportion, Report, Row, Verdict
 
-__all__ = ["Cell", "Column", "ColumnKey", "Line", "ResultTable", "accuracy_drop", "is_measured", "result_table", "verdict_text"]
+__all__ = [
+    "Cell",
+    "Column",
+    "ColumnKey",
+    "Line",
+    "ResultTable",
+    "accuracy_drop",
+    "is_measured",
+    "result_table",
+    "verdict_text",
+]
 
 
 class ColumnKey(StrEnum):
@@ -126,14 +136,15 @@ def _columns(t: ResultTable) -> tuple[Column, ...]:
 
 
 def _cells(report: Report, row: Row, t: ResultTable) -> dict[ColumnKey, Cell]:
-    k, latency = ColumnKey, row.latency
+    k = ColumnKey
+    p50, p90 = (row.latency.p50_ns, row.latency.p90_ns) if row.latency else (None, None)
     drop = accuracy_drop(report, row)
     return {
         k.ARTIFACT: _artifact_cell(row),
         k.DEVICE: Cell(text=row.device, detail="emulated" if row.emulated else None, order=row.device),
         k.SIZE: Cell(text=t.size.text(row.size_bytes), order=row.size_bytes),
-        k.P50: _measured(row, t.time.text(latency and latency.p50_ns), latency and latency.p50_ns, "latency_ns"),
-        k.P90: _measured(row, t.time.text(latency and latency.p90_ns), latency and latency.p90_ns, "latency_ns"),
+        k.P50: _measured(row, t.time.text(p50), p50, "latency_ns"),
+        k.P90: _measured(row, t.time.text(p90), p90, "latency_ns"),
         k.COLD: _measured(row, t.cold.text(row.cold_load_ns), row.cold_load_ns, "cold_starts"),
         k.MEMORY: _memory_cell(row, t),
         k.ACCURACY: _proportion_cell(row, row.accuracy, with_interval=True),

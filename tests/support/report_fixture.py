@@ -58,7 +58,7 @@ __all__ = ["example_report", "png_picture"]
 EVALUATED = 10_000
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
 
-# name, format, scheme, bytes, base latency in µs on the host, correct of EVALUATED, SQNR dB (None: the reference itself)
+# name, format, scheme, bytes, latency in µs on the host, correct of EVALUATED, SQNR in dB (None: equal to the bit)
 _ARTIFACTS = (
     ("teacher.fp32.tflite", Format.TFLITE, Scheme.FP32, 1_741_392, 921.0, 9268, 118.4),
     ("student.fp32.tflite", Format.TFLITE, Scheme.FP32, 418_344, 243.0, 9203, 121.0),
@@ -165,7 +165,10 @@ def _passport(index: int) -> Passport:
     ops = [OpCount(name=n, dtype=compute, count=c, version=3) for n, c in (("CONV_2D", 9), ("ADD", 3), ("MEAN", 1))]
     is_onnx_int8 = is_int8 and kind is Format.ONNX
     if is_onnx_int8:
-        ops += [OpCount(name="QuantizeLinear", dtype="mixed", count=14), OpCount(name="Softmax", dtype="float32", count=1)]
+        ops += [
+            OpCount(name="QuantizeLinear", dtype="mixed", count=14),
+            OpCount(name="Softmax", dtype="float32", count=1),
+        ]
     return Passport(
         name=name,
         format=kind,
@@ -216,7 +219,13 @@ def _run(rng: random.Random, index: int, device: DeviceInfo, samples: int) -> Ru
         runner_sha256="5" * 64,
         inputs_sha256="6" * 64,
         runtime=RuntimeFacts(
-            name=runtime, version="2.3.0", threads=1, delegate="XNNPACK", delegate_nodes=12, total_nodes=13, python="3.11.2"
+            name=runtime,
+            version="2.3.0",
+            threads=1,
+            delegate="XNNPACK",
+            delegate_nodes=12,
+            total_nodes=13,
+            python="3.11.2",
         ),
         cold_starts=tuple(
             ColdStart(import_ns=61_000_000, load_ns=2_100_000, first_inference_ns=900_000, process_ns=140_000_000)
@@ -343,7 +352,15 @@ def _failed_row(row: Row) -> Row:
     )
     return row.model_copy(
         update=gone
-        | {"status": "crashed", "error": error, "verdict": Verdict.FAIL, "pareto": False, "worst": (), "flags": (), "run": run}
+        | {
+            "status": "crashed",
+            "error": error,
+            "verdict": Verdict.FAIL,
+            "pareto": False,
+            "worst": (),
+            "flags": (),
+            "run": run,
+        }
     )
 
 
@@ -402,7 +419,12 @@ def example_report(*, samples: int = 800, seed: int = 7) -> Report:
         title="Fashion-MNIST, pruned and distilled CNN",
         created="2026-11-23T21:46:17Z",
         edgekit_version="0.1.0",
-        recipe={"schema_version": 1, "workload": "examples/vision/workload.py:workload", "seed": 0, "targets": ["tflite"]},
+        recipe={
+            "schema_version": 1,
+            "workload": "examples/vision/workload.py:workload",
+            "seed": 0,
+            "targets": ["tflite"],
+        },
         task="classification",
         data=DataFacts(
             name="Fashion-MNIST",

@@ -3,7 +3,6 @@
 (function () {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
   const SHAPES = { tflite: "circle", executorch: "square", onnx: "diamond", teacher: "hexagon" };
-  const DASHES = ["solid", "dot", "dash", "longdash", "dashdot", "longdashdot"];
   const CONFIG = { displaylogo: false, responsive: false, displayModeBar: false, scrollZoom: false };
   const BAND = 46; /* px a row of the distribution and course pictures */
 
@@ -42,54 +41,54 @@
 
   /* ---- quality against latency */
 
+  /* One panel a device, for latencies of two devices do not compare; quality shares its axis. */
   function tradeOff(node, d, t) {
-    const small = node.clientWidth < 520;
+    const small = node.clientWidth < 620;
+    const devices = d.devices.map((device, i) => ({ device, colour: t.series[i % t.series.length] })).filter((v) => v.device.points.length);
+    const columns = small ? 1 : Math.min(devices.length, 2), rows = Math.ceil(devices.length / columns);
+    const panel = small ? 330 : 420, height = rows * panel;
+    const more = { height, margin: { l: 50, r: 10, t: 26, b: 44 }, showlegend: false, shapes: [], annotations: [] };
     const traces = [];
-    d.devices.forEach((device, i) => {
-      const colour = t.series[i % t.series.length];
-      const points = device.points;
-      if (!points.length) { return; }
-      const px = (p) => (small ? 15 : 18) + (small ? 15 : 20) * p.size;
-      /* the legend's own mark: a plain dot, for the shapes stand for formats */
-      traces.push({ type: "scatter", mode: "markers", x: [null], y: [null], name: device.name, legendgroup: String(i), marker: { symbol: "circle", size: 11, color: colour } });
-      if (device.front.length > 1) {
-        traces.push({
-          type: "scatter", mode: "lines", x: device.front.map((p) => p[0]), y: device.front.map((p) => p[1]),
-          line: { color: colour, width: 1.5, dash: "dash" }, hoverinfo: "skip", showlegend: false, legendgroup: String(i),
-        });
+    devices.forEach(({ device, colour }, i) => {
+      const n = i ? String(i + 1) : "", column = i % columns, row = Math.floor(i / columns);
+      const width = 1 / columns, gap = columns > 1 ? 0.03 : 0, inner = height - 70, tall = (inner - (rows - 1) * 76) / rows;
+      const left = column * width + (column ? gap : 0), right = (column + 1) * width - (column < columns - 1 ? gap : 0);
+      const top = 1 - (row * (tall + 76)) / inner, bottom = top - tall / inner;
+      const x = axis(t, { domain: [left, right], anchor: `y${n}`, tickangle: 0, automargin: false, type: d.log ? "log" : "linear", title: { text: d.x_title, standoff: 6, font: { color: t.soft, size: 12 } } });
+      if (d.ticks) { x.tickmode = "array"; x.tickvals = d.ticks.map((v) => v[0]); x.ticktext = d.ticks.map((v) => v[1]); }
+      more[`xaxis${n}`] = x;
+      more[`yaxis${n}`] = axis(t, { domain: [Math.max(0, bottom), Math.min(1, top)], anchor: `x${n}`, matches: i ? "y" : undefined, automargin: false, showticklabels: column === 0, title: column === 0 ? { text: d.y_title, standoff: 6, font: { color: t.soft, size: 12 } } : undefined });
+      more.annotations.push({ xref: `x${n} domain`, yref: `y${n} domain`, x: 0, xanchor: "left", y: 1, yanchor: "bottom", text: `<b>${device.name}</b>`, showarrow: false, font: { size: 13, color: colour } });
+      if (d.teacher) {
+        more.shapes.push({ type: "line", xref: `x${n} domain`, yref: `y${n}`, x0: 0, x1: 1, y0: d.teacher.y, y1: d.teacher.y, line: { color: t.soft, width: 1.2, dash: "dot" }, layer: "below" });
+        more.annotations.push({ xref: `x${n} domain`, yref: `y${n}`, x: 0.01, xanchor: "left", y: d.teacher.y, yanchor: "bottom", text: d.teacher.text, showarrow: false, font: { size: 11, color: t.soft } });
       }
-      const best = points.filter((p) => p.pareto);
-      traces.push({
+      traces.push(...panelTraces(device, colour, t, small).map((trace) => Object.assign(trace, { xaxis: `x${n}`, yaxis: `y${n}` })));
+    });
+    Plotly.react(node, traces, layout(t, node, more), CONFIG);
+  }
+
+  function panelTraces(device, colour, t, small) {
+    const points = device.points, best = points.filter((p) => p.pareto);
+    const px = (p) => (small ? 16 : 18) + (small ? 15 : 20) * p.size;
+    return [
+      { type: "scatter", mode: "lines", x: device.front.map((p) => p[0]), y: device.front.map((p) => p[1]), line: { color: colour, width: 1.5, dash: "dash" }, hoverinfo: "skip" },
+      {
         type: "scatter", mode: "markers", x: best.map((p) => p.x), y: best.map((p) => p.y), hoverinfo: "skip",
-        showlegend: false, legendgroup: String(i),
         marker: { symbol: best.map((p) => SHAPES[p.shape]), size: best.map((p) => px(p) + 8), color: t.panel, opacity: 1, line: { color: t.ink, width: 1.8 } },
-      });
-      traces.push({
-        type: "scatter", mode: "markers+text", showlegend: false, legendgroup: String(i),
-        x: points.map((p) => p.x), y: points.map((p) => p.y), text: points.map((p) => p.number),
-        textfont: { color: points.map((p) => (p.float ? t.ink : t.on)), size: small ? 10 : 11 }, textposition: "middle center",
+      },
+      {
+        type: "scatter", mode: "markers+text", name: device.name, x: points.map((p) => p.x), y: points.map((p) => p.y),
+        text: points.map((p) => p.number), textposition: "middle center",
+        textfont: { color: points.map((p) => (p.float ? t.ink : t.on)), size: small ? 10 : 11 },
         hovertext: points.map((p) => p.hover), hoverinfo: "text",
         error_y: { type: "data", symmetric: false, array: points.map((p) => p.error[0]), arrayminus: points.map((p) => p.error[1]), color: faded(colour, 0.55), thickness: 1.2, width: 0 },
         marker: {
           symbol: points.map((p) => SHAPES[p.shape]), size: points.map(px), opacity: 1,
           color: points.map((p) => (p.float ? mixed(colour, t.panel, 0.22) : colour)), line: { color: colour, width: 1.5 },
         },
-      });
-    });
-    const many = d.devices.filter((v) => v.points.length).length > 1 || d.devices.some((v) => v.emulated);
-    const x = axis(t, { title: { text: d.x_title, standoff: 8, font: { color: t.soft } }, type: d.log ? "log" : "linear" });
-    if (d.ticks) { x.tickmode = "array"; x.tickvals = d.ticks.map((v) => v[0]); x.ticktext = d.ticks.map((v) => v[1]); }
-    if (!d.log) { x.rangemode = "tozero"; }
-    const shapes = [], annotations = [];
-    if (d.teacher) {
-      shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: d.teacher.y, y1: d.teacher.y, line: { color: t.soft, width: 1.2, dash: "dot" }, layer: "below" });
-      annotations.push({ xref: "paper", x: 0, xanchor: "left", y: d.teacher.y, yanchor: "bottom", text: d.teacher.text, showarrow: false, font: { size: 11, color: t.soft } });
-    }
-    Plotly.react(node, traces, layout(t, node, {
-      height: small ? 380 : 460, margin: { l: 8, r: 12, t: many ? 36 : 14, b: 8 }, showlegend: many,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom", itemsizing: "constant", font: { color: t.ink } },
-      xaxis: x, yaxis: axis(t, { title: { text: d.y_title, standoff: 8, font: { color: t.soft } } }), shapes, annotations,
-    }), CONFIG);
+      },
+    ];
   }
 
   /* ---- one band a row: name above, curve below */
