@@ -44,8 +44,9 @@ def evaluate(
     teacher: np.ndarray | None = None,
     reference: np.ndarray | None = None,
 ) -> Accuracy:
-    """`outputs` `[N, C]` against `labels` `[N]`, the teacher's logits `[N, C]` and `reference`, the same model in PyTorch.
+    """What `outputs` `[N, C]` are worth: against `labels` `[N]`, `teacher` logits `[N, C]`, and `reference`.
 
+    `reference` is what the same model gave in PyTorch, in full precision.
     With one column or more than two axes only SQNR and the count of non-finite values are told. Raises
     WorkloadError where lengths differ.
     """

@@ -43,7 +43,7 @@ def differences(a: Run, b: Run, info_a: DeviceInfo, info_b: DeviceInfo) -> tuple
     if info_a.fingerprint() != info_b.fingerprint():
         facts_a, facts_b = (i.model_dump(exclude={"boot_id", "schema_version"}) for i in (info_a, info_b))
         found += [f"device {k}: {facts_a[k]} and {facts_b[k]}" for k in facts_a if facts_a[k] != facts_b[k]]
-    pairs = [
+    pairs: list[tuple[str, object, object]] = [
         ("threads asked for", a.plan.threads, b.plan.threads),
         ("delegate asked for", a.plan.delegate, b.plan.delegate),
         ("cores", a.plan.cores, b.plan.cores),

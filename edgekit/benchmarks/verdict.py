@@ -76,7 +76,7 @@ def _asked(
         ("min_agreement", gates.min_agreement, False, "", _agreement(row)),
         ("min_sqnr_db", gates.min_sqnr_db, False, " dB", _sqnr(row)),
         ("max_p50_ms", gates.max_p50_ms, True, " ms", _p50(row)),
-        ("max_p90_ms", gates.max_p90_ms, True, " ms", _exact(row.latency and row.latency.p90_ns / 1e6, "ms")),
+        ("max_p90_ms", gates.max_p90_ms, True, " ms", _exact(row.latency.p90_ns / 1e6 if row.latency else None, "ms")),
         ("max_size_bytes", gates.max_size_bytes, True, " bytes", _exact(row.size_bytes, "bytes")),
         ("max_peak_rss_mb", gates.max_peak_rss_mb, True, " MB", _exact(_megabytes(row.peak_rss_bytes), "MB")),
         ("min_speedup", gates.min_speedup, False, " x", _speedup(row, baseline)),
