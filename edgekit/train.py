@@ -11,26 +11,11 @@ killed and resumed ends with the very weights of one that was not.
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor, nn
-
-from edgekit.errors import MissingDependencyError, WorkloadError
-from edgekit.schema import digest
-from edgekit.training.batches import BatchSource, EpochBatches, derive_seed, seed_generators
 from edgekit.training.evaluation import agreement, evaluate_outputs, top1_accuracy
+from edgekit.training.fitting import TrainProgress, TrainResult, fit, weights_digest
 from edgekit.training.objective import Batch, CrossEntropy, Objective
-from edgekit.workload import sample_digest
-
-if TYPE_CHECKING:
-    from edgekit.recipe import TrainOptions
-    from edgekit.workload import MapDataset
+from edgekit.training.teacher import train_teacher
+from edgekit.training.weights import load_weights
 
 __all__ = [
     "Batch",
@@ -39,132 +24,10 @@ __all__ = [
     "TrainProgress",
     "TrainResult",
     "agreement",
-    "derive_seed",
     "evaluate_outputs",
     "fit",
-    "seed_generators",
+    "load_weights",
     "top1_accuracy",
+    "train_teacher",
     "weights_digest",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainProgress:
-    """Where a training run is, after a step."""
-
-    epoch: int
-    """From 1."""
-    epochs: int
-    step: int
-    """From 1, over all epochs."""
-    total_steps: int
-    loss: float
-    """Running mean over about the last 50 batches."""
-    accuracy: float
-    """Running top-1 on the (augmented) training batches, 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """A trained module in eval mode, and how it went."""
-
-    module: nn.Module
-    steps: int
-    loss: float
-    accuracy: float
-    """Running top-1 on the training batches at the end."""
-    seconds: float
-    """Wall time of this call; what ran before an interruption is not in it."""
-    resumed_from: int
-    """Steps that were already done when this call began."""
-
-
-def weights_digest(module: nn.Module) -> str:
-    """sha256 over the names, shapes and bytes of the module's state."""
-    hasher = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous()
-            hasher.update(f"{name}{flat.dtype}{tuple(flat.shape)}".encode())
-            hasher.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
-
-
-def fit(
-    module: nn.Module,
-    objective: Objective,
-    data: MapDataset,
-    options: TrainOptions,
-    *,
-    seed: int,
-    work_dir: Path,
-    augment: Callable[[Tensor], Tensor] | None = None,
-    checkpoint_seconds: float = 10.0,
-    on_progress: Callable[[TrainProgress], None] | None = None,
-) -> TrainResult:
-    """Train `module` in place to the end of the last epoch; resumes from `work_dir` what was cut off there.
-
-    Checkpoints go to `work_dir/last.ckpt` after every epoch and every `checkpoint_seconds` within one. Raises
-    WorkloadError when data and module do not fit, UserError when the loss stops being finite, KeyboardInterrupt on
-    Ctrl-C with the last checkpoint kept.
-    """
-    _require_lightning()
-    from edgekit.training import checkpoint as checkpoints
-    from edgekit.training import lightning_loop as loop
-
-    if not any(p.requires_grad for p in module.parameters()):
-        raise WorkloadError("the model has no parameters to train (all have requires_grad=False)")
-    work_dir.mkdir(parents=True, exist_ok=True)
-    batches = EpochBatches(BatchSource(data, "train"), batch_size=options.batch_size, seed=seed, augment=augment)
-    key = _fit_key(module, objective, data, options, seed)
-    on_step = _reporter(on_progress, options.epochs, len(batches))
-    began = time.monotonic()
-    with loop.borrowed_process_state(options.threads):
-        training = loop.TrainingModule(module, objective, batches, options, seed=seed, on_step=on_step)
-        writer = checkpoints.CheckpointWriter(work_dir, key=key, seconds=checkpoint_seconds)
-        trainer = loop.make_trainer(work_dir, epochs=options.epochs, callbacks=[writer])
-        module.train()
-        loop.run_trainer(trainer, training, checkpoint=checkpoints.usable_checkpoint(work_dir, key=key))
-    module.eval()
-    loss, accuracy = training.means.current()
-    return TrainResult(
-        module=module,
-        steps=batches.position,
-        loss=loss,
-        accuracy=accuracy,
-        seconds=time.monotonic() - began,
-        resumed_from=training.first_step,
-    )
-
-
-def _require_lightning() -> None:
-    try:
-        import pytorch_lightning  # noqa: F401
-    except ImportError as e:
-        raise MissingDependencyError("training", extra="train", package="pytorch-lightning") from e
-
-
-def _fit_key(module: nn.Module, objective: Objective, data: MapDataset, options: TrainOptions, seed: int) -> str:
-    """What a checkpoint must have been made from to be resumed."""
-    return digest(weights_digest(module), objective.key, sample_digest(data), options.model_dump(mode="json"), seed)
-
-
-def _reporter(
-    on_progress: Callable[[TrainProgress], None] | None, epochs: int, steps_per_epoch: int
-) -> Callable[[int, float, float], None] | None:
-    if on_progress is None:
-        return None
-
-    def report(step: int, loss: float, accuracy: float) -> None:
-        on_progress(
-            TrainProgress(
-                epoch=(step - 1) // steps_per_epoch + 1,
-                epochs=epochs,
-                step=step,
-                total_steps=epochs * steps_per_epoch,
-                loss=loss,
-                accuracy=accuracy,
-            )
-        )
-
-    return report

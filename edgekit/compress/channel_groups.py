@@ -59,7 +59,7 @@ def dependency_graph(module: nn.Module, example_inputs: Sequence[Tensor]) -> Any
         parameter.requires_grad_(True)
     try:
         return tp.DependencyGraph().build_dependency(module, example_inputs=tuple(example_inputs), verbose=False)
-    except Exception as e:  # noqa: BLE001 - the tracer meets the user's own forward, which may raise anything
+    except Exception as e:
         raise refusal(
             f"the model cannot be traced ({type(e).__name__}: {e})",
             hint="its forward must run on example_inputs and be differentiable; else leave the prune step out",

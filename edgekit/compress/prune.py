@@ -126,7 +126,7 @@ def _nearest(
 
 def _check_reached(macs: int, total: int, options: PruneOptions) -> None:
     reached = macs / total
-    if reached == 1.0 and options.macs_ratio < 1.0 or abs(reached / options.macs_ratio - 1) > UNREACHABLE:
+    if (reached == 1.0 and options.macs_ratio < 1.0) or abs(reached / options.macs_ratio - 1) > UNREACHABLE:
         raise UserError(
             f"pruning to {options.macs_ratio:.0%} of the MACs cannot be done with channels in multiples of "
             f"{options.round_to}: the nearest is {reached:.0%}",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from edgekit.artifact import LineageStep
 from edgekit.compress.prune import restore
 from edgekit.compress.student import PruningEdit, Student
-from edgekit.errors import ArtifactError, HostError, MissingDependencyError, WorkloadError
-from edgekit.schema import Record, near_miss, read_record, write_atomically
+from edgekit.errors import ArtifactError, HostError, WorkloadError
+from edgekit.schema import Record, read_record, write_atomically
+from edgekit.training.weights import load_weights, safetensors_function
 
-__all__ = ["STUDENT_NAME", "WEIGHTS_NAME", "load_student", "load_weights", "save_student"]
+__all__ = ["STUDENT_NAME", "WEIGHTS_NAME", "load_student", "save_student"]
 
 WEIGHTS_NAME = "weights.safetensors"
 STUDENT_NAME = "student.json"
@@ -34,7 +35,7 @@ class _StudentRecord(Record):
 
 def save_student(student: Student, folder: Path) -> None:
     """Write `student` into `folder`; `student.json` comes last, so where it is the student is whole."""
-    save_model = _safetensors("save_model")
+    save_model = safetensors_function("save_model")
     record = _StudentRecord(
         edits=tuple(
             _EditRecord(module=e.module, is_output=e.is_output, indices=tuple(int(i) for i in e.indices))
@@ -74,45 +75,3 @@ def load_student(folder: Path, fresh: nn.Module, example_inputs: Sequence[Tensor
             hint="the model's code changed since the student was made; run the step again",
         ) from e
     return Student(module=module.eval(), edits=edits, lineage=record.lineage)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a .safetensors file into `module`, every tensor of both; raises WorkloadError saying what differs."""
-    load_model = _safetensors("load_model")
-    if path.suffix != ".safetensors":
-        raise WorkloadError(
-            f"{path}: weights are read from .safetensors only; .pt and .pth files can run code when loaded",
-            hint="safetensors.torch.save_model(model, 'weights.safetensors') writes one",
-        )
-    if not path.is_file():
-        raise WorkloadError(f"{path}: no such weights file")
-    from safetensors import SafetensorError
-
-    try:
-        missing, unexpected = load_model(module, str(path), strict=False)
-    except (SafetensorError, OSError) as e:
-        raise WorkloadError(f"{path}: not a readable .safetensors file ({e})") from e
-    except RuntimeError as e:  # torch's shape mismatches, one a line after the first
-        lines = [line.strip() for line in str(e).splitlines()]
-        raise WorkloadError(f"{path}: {' '.join(lines[1:4]) or lines[0]}") from e
-    missing, unexpected = sorted(missing), sorted(unexpected)
-    if missing or unexpected:
-        raise WorkloadError(_keys_differ(module, path, missing, unexpected))
-
-
-def _keys_differ(module: nn.Module, path: Path, missing: list[str], unexpected: list[str]) -> str:
-    told = [f"{path}: not the weights of this model"]
-    if missing:
-        told.append(f"missing {', '.join(missing[:5])}" + (f" and {len(missing) - 5} more" if missing[5:] else ""))
-    if unexpected:
-        shown = ", ".join(unexpected[:5]) + (f" and {len(unexpected) - 5} more" if unexpected[5:] else "")
-        told.append(f"unexpected {shown} ({near_miss(unexpected[0], list(module.state_dict())[:20])})")
-    return "; ".join(told)
-
-
-def _safetensors(function: str) -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as e:
-        raise MissingDependencyError("saving and loading weights", extra="train", package="safetensors") from e
-    return getattr(safetensors.torch, function)

@@ -7,6 +7,7 @@ resumed in the middle of an epoch sees the very batches, augmented the very way,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from edgekit.training.objective import Batch
 if TYPE_CHECKING:
     from edgekit.workload import MapDataset
 
-__all__ = ["BatchSource", "EpochBatches", "derive_seed", "seed_generators"]
+__all__ = ["BatchSource", "EpochBatches", "derive_seed", "generators_kept", "seed_generators"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -37,6 +38,18 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Gives torch's, numpy's and Python's global generators back as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 @dataclass(frozen=True, slots=True)

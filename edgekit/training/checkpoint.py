@@ -19,7 +19,7 @@ KEY = "edgekit_fit_key"
 logger = getLogger(__name__)
 
 
-class CheckpointWriter(pl.Callback):
+class CheckpointWriter(pl.Callback):  # type: ignore[misc]  # Lightning is not followed by mypy
     """Writes `last.ckpt` after each epoch, and within one whenever `seconds` have passed.
 
     The file appears by rename, so a run killed while writing leaves the one before. When it is written does not

@@ -74,7 +74,7 @@ def evaluate_outputs(
     module.eval()
     try:
         with torch.inference_mode():
-            for indices in torch.arange(len(source)).split(batch_size):
+            for indices in torch.split(torch.arange(len(source)), batch_size):
                 batch = source.fetch(indices)
                 collected.append(forward(module, batch, name=name).float())
                 targets.append(batch.targets)

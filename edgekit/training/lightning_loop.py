@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from edgekit.errors import EdgekitError, UserError
-from edgekit.training.batches import EpochBatches, derive_seed, seed_generators
+from edgekit.training.batches import EpochBatches, derive_seed, generators_kept, seed_generators
 from edgekit.training.evaluation import check_targets, forward
 from edgekit.training.objective import Batch, Objective, top1_correct
 
@@ -54,7 +52,7 @@ class RunningMeans:
         return self.loss / correction, self.accuracy / correction
 
 
-class TrainingModule(pl.LightningModule):
+class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is not followed by mypy
     """One optimisation step, and the state that makes a resumed run equal to an uninterrupted one."""
 
     def __init__(
@@ -138,8 +136,7 @@ def borrowed_process_state(threads: int | None) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LIGHTNING_LOGGERS]
     levels = [log.level for log in loggers]
     before = torch.get_num_threads()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), generators_kept():
         # Lightning comments on every choice made here (no workers, no logger, no validation); its own words only.
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)(\..*)?")
         warnings.filterwarnings("ignore", category=_possible_user_warning())
@@ -151,8 +148,6 @@ def borrowed_process_state(threads: int | None) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
             for log, level in zip(loggers, levels, strict=True):
                 log.setLevel(level)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 __all__ = ["Batch", "CrossEntropy", "Objective"]

@@ -5,28 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("torch_pruning")
-
-import torch.nn.functional as F  # noqa: N812
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from edgekit.artifact import Effect, LineageStep
 from edgekit.compress.cost import count_macs, count_parameters, weight_bytes
 from edgekit.compress.prune import prune, restore
-from edgekit.compress.storage import load_student, load_weights, save_student
+from edgekit.compress.storage import load_student, save_student
 from edgekit.compress.student import PruningEdit, Student
 from edgekit.errors import ArtifactError, RecipeError, UnsupportedError, UserError, WorkloadError
 from edgekit.recipe import PruneOptions
+from edgekit.training.weights import load_weights
 
 IMAGE = (torch.zeros(1, 3, 16, 16),)
 
 
 def conv(inputs: int, outputs: int, *, stride: int = 1, groups: int = 1, size: int = 3) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )  # fmt: skip
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
 
 
 class Residual(nn.Module):
@@ -75,8 +75,8 @@ def residual() -> nn.Module:
 
 def depthwise() -> nn.Module:
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
-    return nn.Sequential(conv(3, 64), conv(64, 64, groups=64), conv(64, 128, size=1), conv(128, 128, groups=128, stride=2),
-                         conv(128, 128, size=1), *head)  # fmt: skip
+    first = (conv(3, 64), conv(64, 64, groups=64), conv(64, 128, size=1))
+    return nn.Sequential(*first, conv(128, 128, groups=128, stride=2), conv(128, 128, size=1), *head)
 
 
 def grouped() -> nn.Module:

@@ -12,10 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("pytorch_lightning")
-
+import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -164,7 +161,9 @@ def test_ctrl_c_raises_keyboard_interrupt_and_leaves_sigint_alone(tmp_path: Path
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_training_is_quiet_and_tidy(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_training_is_quiet_and_tidy(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing on stdout or stderr, no file beside the checkpoint, process-wide state as it was."""
     monkeypatch.chdir(tmp_path)
     module = net()
