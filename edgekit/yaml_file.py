@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> YamlDocument:
 def _refuse_aliases(loader: yaml.SafeLoader) -> None:
     depth = 0
     while loader.check_event():
-        event = loader.get_event()
+        event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             raise YamlError(f"line {line}: aliases (*name) are not allowed; write the value out")

@@ -48,9 +48,7 @@ def convert(
             schemes=_names(scheme),
             output_dir=output,
             calibration=calibration,
-            options=ConversionOptions(
-                io_dtype=io_dtype, jobs=jobs, timeout_seconds=timeout, allow_lossy=allow_lossy
-            ),
+            options=ConversionOptions(io_dtype=io_dtype, jobs=jobs, timeout_seconds=timeout, allow_lossy=allow_lossy),
             on_progress=lambda p: status.update(f"{p.target} {p.scheme or ''} · {p.stage}"),
         )
     if as_json:

@@ -169,9 +169,7 @@ def training_progress(context: Context, stage: str) -> Callable[[TrainProgress],
 
     def tell(progress: TrainProgress) -> None:
         fraction = progress.step / progress.total_steps if progress.total_steps else None
-        text = (
-            f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.3f} · accuracy {progress.accuracy:.1%}"
-        )
+        text = f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.3f} · accuracy {progress.accuracy:.1%}"
         context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=text))
 
     return tell

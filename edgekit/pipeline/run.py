@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -128,8 +127,24 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> RunOutcome:
 
     started = time.monotonic()
     context = _open(recipe, options)
+    done = None if options.is_fresh else _done_before(context)
+    if done is not None:
+        return done
     with disk_errors_explained(context.workspace.root), ResultStore(context.workspace.root, url=options.store_url) as s:
         return _run(context, s, started)
+
+
+def _done_before(context: Context) -> RunOutcome | None:
+    """The outcome of this very run if it was finished before: no stage is looked at, no device touched."""
+    from edgekit.pipeline.assembly import finished_before
+
+    run_id = run_id_of(context.recipe, context.identity)
+    folder = context.workspace.run_folder(run_id)
+    report = finished_before(folder)
+    if report is None:
+        return None
+    context.workspace.point_latest(run_id)
+    return RunOutcome(report=report, folder=folder, did_nothing=True)
 
 
 def _open(recipe: Recipe, options: RunOptions) -> Context:
@@ -181,8 +196,3 @@ def work_is_cached(stages: list[StageFacts]) -> bool:
     return all(
         s.status in (StageStatus.CACHED.value, StageStatus.SKIPPED.value) or s.name == "workload" for s in stages
     )
-
-
-def described_command(recipe_path: str, arguments: list[str]) -> str:
-    """The command line that gives this run again."""
-    return " ".join(["edgekit", "run", recipe_path, *arguments]).replace(os.path.expanduser("~"), "~")

@@ -1,0 +1,184 @@
+"""From measurements to the rows of the report: accuracy, agreement, statistics, verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from edgekit.artifact import Artifact
+from edgekit.benchmarks.values import DeviceInfo, Gates
+from edgekit.errors import EdgekitError
+from edgekit.pipeline.measurement import Measured, Measurement
+from edgekit.report.model import LatencySummary, Row, Verdict, WorstInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.benchmarks.accuracy import Accuracy
+    from edgekit.pipeline.learning import Reference
+    from edgekit.store import ResultStore
+
+__all__ = ["RowMaker"]
+
+WORST_SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RowMaker:
+    """Makes the rows of one run; `teacher` and `student` are the PyTorch outputs that all is judged by."""
+
+    measured: Measured
+    baseline: Artifact | None
+    teacher: Reference
+    student: Reference
+    classes: tuple[str, ...]
+    gates: Gates
+    store: ResultStore
+
+    def rows(self) -> tuple[Row, ...]:
+        """One row a measurement, in the order measured, gated and with the Pareto front marked."""
+        from edgekit.benchmarks.pareto import pareto_front
+
+        devices = {info.spec: info for info in self.measured.devices}
+        rows = [self._row(m, devices.get(m.device)) for m in self.measured.measurements]
+        rows = self._compared_with_host(rows)
+        rows = [self._judged(row, rows) for row in rows]
+        front = pareto_front(rows)
+        return tuple(row.model_copy(update={"pareto": row.id in front}) for row in rows)
+
+    def _row(self, measurement: Measurement, info: DeviceInfo | None) -> Row:
+        from edgekit.benchmarks.stats import cold_load_ns, cold_process_ns, doubts, summarize
+
+        run, passport = measurement.run, measurement.artifact.passport
+        row = Row(
+            id=f"{passport.name}@{measurement.device}",
+            artifact=passport.name,
+            device=measurement.device,
+            is_baseline=self._is_baseline(measurement.artifact),
+            format=passport.format.value,
+            scheme=passport.scheme.value if passport.scheme else None,
+            size_bytes=passport.size_bytes,
+            status=run.status.value if run else "not measured",
+            error=_told(measurement.error) if run is None else run.error,
+            emulated=info.emulated if info else False,
+        )
+        if run is None:
+            return row
+        memory = run.memory
+        peak = memory.peak_rss_bytes if memory else None
+        base = memory.baseline_rss_bytes if memory else None
+        return row.model_copy(
+            update={
+                "run": run,
+                "latency": summarize(run.latency_ns) if run.latency_ns else None,
+                "cold_load_ns": cold_load_ns(run),
+                "cold_process_ns": cold_process_ns(run),
+                "peak_rss_bytes": peak,
+                "model_rss_bytes": peak - base if peak is not None and base is not None else None,
+                "flags": doubts(run),
+                **self._accuracy_of(measurement),
+            }
+        )
+
+    def _is_baseline(self, artifact: Artifact) -> bool:
+        return self.baseline is not None and artifact.passport.sha256 == self.baseline.passport.sha256
+
+    def outputs(self, measurement: Measurement) -> tuple[np.ndarray, ...] | None:
+        """What the device gave for the whole evaluation set, dequantized; None where it was not evaluated."""
+        from edgekit.benchmarks.inputs import read_outputs
+
+        run = measurement.run
+        if run is None or run.outputs_sha256 is None:
+            return None
+        path = self.store.outputs_path(run.outputs_sha256)
+        return read_outputs(path, measurement.artifact.passport, len(self.measured.inputs), device=measurement.device)
+
+    def _accuracy_of(self, measurement: Measurement) -> dict[str, object]:
+        from edgekit.benchmarks.accuracy import evaluate
+
+        outputs = self.outputs(measurement)
+        if outputs is None:
+            return {}
+        reference = self.teacher if self._is_baseline(measurement.artifact) else self.student
+        told = evaluate(
+            outputs[0],
+            labels=self.teacher.targets,
+            teacher=self.teacher.outputs,
+            reference=reference.outputs,
+        )
+        return {
+            "accuracy": told.accuracy,
+            "accuracy_drop": told.accuracy_drop,
+            "agreement": told.agreement,
+            "kl_to_teacher": told.kl_to_teacher,
+            "sqnr_db": told.sqnr_db,
+            "sqnr_exact": told.sqnr_exact,
+            "non_finite": told.non_finite,
+            "worst": self._worst(told, outputs[0]),
+        }
+
+    def _worst(self, told: Accuracy, outputs: np.ndarray) -> tuple[WorstInput, ...]:
+        from edgekit.report.pictures import png_base64
+
+        def name(index: int) -> str:
+            return self.classes[index] if 0 <= index < len(self.classes) else str(index)
+
+        return tuple(
+            WorstInput(
+                index=index,
+                label=name(int(self.teacher.targets[index])),
+                teacher=name(int(self.teacher.outputs[index].argmax())),
+                artifact=name(int(outputs[index].argmax())),
+                kl=kl,
+                image_png_base64=png_base64(self.measured.inputs.arrays[0][index]),
+            )
+            for index, kl in told.worst[:WORST_SHOWN]
+        )
+
+    def _compared_with_host(self, rows: list[Row]) -> list[Row]:
+        """Rows of other devices, with whether their outputs equal this host's to the bit."""
+        import numpy as np
+
+        by_id = {row.id: m for row, m in zip(rows, self.measured.measurements, strict=True)}
+        compared = []
+        for row in rows:
+            host = by_id.get(f"{row.artifact}@local")
+            if row.device == "local" or host is None:
+                compared.append(row)
+                continue
+            here, there = self.outputs(host), self.outputs(by_id[row.id])
+            if here is None or there is None:
+                compared.append(row)
+                continue
+            difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(here, there, strict=True))
+            is_finite = bool(np.isfinite(difference))
+            compared.append(
+                row.model_copy(
+                    update={
+                        "matches_host": difference == 0.0,
+                        "host_max_abs_difference": difference if is_finite else None,
+                    }
+                )
+            )
+        return compared
+
+    def _judged(self, row: Row, rows: list[Row]) -> Row:
+        from edgekit.benchmarks.verdict import judge
+
+        base: LatencySummary | None = next(
+            (other.latency for other in rows if other.is_baseline and other.device == row.device), None
+        )
+        speedup = base.p50_ns / row.latency.p50_ns if base and row.latency and row.latency.p50_ns else None
+        row = row.model_copy(update={"speedup": speedup})
+        if row.is_baseline:
+            # the baseline is the yardstick; only that it could be measured is asked of it
+            verdict = Verdict.NOT_GATED if row.status == "ok" else Verdict.FAIL
+            return row.model_copy(update={"verdict": verdict})
+        verdict, gates = judge(row, self.gates, baseline=base)
+        if row.status != "ok":
+            verdict = Verdict.FAIL
+        return row.model_copy(update={"verdict": verdict, "gates": gates})
+
+
+def _told(error: EdgekitError | None) -> str | None:
+    return None if error is None else error.message
