@@ -19,7 +19,7 @@ from edgekit.report.model import Report, Row
 from edgekit.report.results import Line, ResultTable, accuracy_drop, is_measured
 from edgekit.report.visible import one_line
 
-__all__ = ["BINS", "SEGMENTS", "charts", "front", "histogram", "segment_medians"]
+__all__ = ["BINS", "SEGMENTS", "charts", "front", "histogram", "number_places", "segment_medians"]
 
 BINS = 48
 SEGMENTS = 60
@@ -83,13 +83,15 @@ def _trade_off(
     times = [m.row.latency.p50_ns / unit.base for m in lines if m.row.latency]
     teacher = report.baseline.accuracy if report.baseline and field == "accuracy" else None
     log = min(times) > 0 and max(times) / min(times) > LOG_SPAN
+    panels = [_device_points(report, table, d, [m for m in lines if m.row.device == d], field) for d in devices]
+    _place_numbers(panels, log)
     return {
         "x_title": f"Median latency, {unit.name}",
         "y_title": title,
         "log": log,
         "ticks": _log_ticks(min(times), max(times)) if log else None,
         "teacher": teacher and {"y": teacher.value * 100, "text": f"PyTorch teacher {q.percent(teacher.value)} %"},
-        "devices": [_device_points(report, table, d, [m for m in lines if m.row.device == d], field) for d in devices],
+        "devices": panels,
     }
 
 
@@ -127,6 +129,46 @@ def _device_points(
     best = [(p["x"], p["y"]) for p in points if p["pareto"]]
     name = label(device, 28) + (" (emulated)" if emulated else "")
     return {"name": name, "emulated": emulated, "points": points, "front": front(best)}
+
+
+def number_places(points: Sequence[tuple[float, float]]) -> list[str]:
+    """Where each point's number stands, for points given as shares of the panel (0 to 1 both ways).
+
+    `center` of its bubble where it stands alone; beside, above or below where bubbles overlap, by order from the left.
+    """
+    places = ["center"] * len(points)
+    left = set(range(len(points)))
+    while left:
+        cluster = {left.pop()}
+        growing = True
+        while growing:
+            near = {i for i in left if any(_overlap(points[i], points[j]) for j in cluster)}
+            cluster |= near
+            left -= near
+            growing = bool(near)
+        if len(cluster) > 1:
+            ordered = sorted(cluster, key=lambda i: (points[i], i))
+            for order, i in enumerate(ordered):
+                inner = "top" if order % 2 else "bottom"
+                places[i] = "left" if order == 0 else "right" if order == len(ordered) - 1 else inner
+    return places
+
+
+def _overlap(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two bubbles touch on a panel as narrow as a phone's (a bubble is up to a tenth of it)."""
+    return abs(a[0] - b[0]) < 0.08 and abs(a[1] - b[1]) < 0.08
+
+
+def _place_numbers(panels: Sequence[dict[str, Any]], log: bool) -> None:
+    """Write `place` into every point of `panels`, which share their quality axis."""
+    every = [p for panel in panels for p in panel["points"]]
+    low, high = min(p["y"] - p["error"][1] for p in every), max(p["y"] + p["error"][0] for p in every)
+    for points in (panel["points"] for panel in panels if panel["points"]):
+        x = [math.log(p["x"]) if log else p["x"] for p in points]
+        x_span, y_span = (max(x) - min(x)) or 1.0, (high - low) or 1.0
+        shares = [((v - min(x)) / x_span, (p["y"] - low) / y_span) for v, p in zip(x, points, strict=True)]
+        for point, place in zip(points, number_places(shares), strict=True):
+            point["place"] = place
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

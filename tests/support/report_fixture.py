@@ -12,6 +12,7 @@ import random
 import struct
 import zlib
 from statistics import fmean, median, pstdev
+from typing import Any
 
 from edgekit.artifact import (
     Delegate,
@@ -53,7 +54,7 @@ from edgekit.report.model import (
     WorstInput,
 )
 
-__all__ = ["example_report", "png_picture"]
+__all__ = ["example_report", "png_picture", "with_every_text"]
 
 EVALUATED = 10_000
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
@@ -468,3 +469,39 @@ def example_report(*, samples: int = 800, seed: int = 7) -> Report:
         command="edgekit run examples/vision/recipe.yaml --device local --device board:arm64",
         seconds=274.0,
     )
+
+
+_CLOSED = frozenset(
+    {
+        "format",
+        "scheme",
+        "verdict",
+        "schema_version",
+        "delegate",
+        "image_png_base64",
+        "artifact",
+        "device",
+        "name",
+        "spec",
+    }
+)
+"""Keys whose text is from a closed set, or by which parts of a report find each other."""
+
+
+def with_every_text(report: Report, text: str) -> Report:
+    """`report` with `text` in every field that may hold any; names that tie parts together have it added."""
+    return Report.model_validate(_with_text(report.model_dump(mode="json"), text, key="", path=()))
+
+
+def _with_text(value: Any, text: str, key: str, path: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {k: _with_text(v, text, k, (*path, k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_text(v, text, key, path) for v in value]
+    if not isinstance(value, str):
+        return value
+    if key in {"artifact", "device", "name", "spec"}:
+        return f"{value} {text}"
+    if key in _CLOSED or (key == "status" and ("run" in path or value == "ok")):
+        return value
+    return text

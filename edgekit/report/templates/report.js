@@ -3,6 +3,7 @@
 (function () {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
   const SHAPES = { tflite: "circle", executorch: "square", onnx: "diamond", teacher: "hexagon" };
+  const PLACES = { center: "middle center", left: "middle left", right: "middle right", top: "top center", bottom: "bottom center" };
   const CONFIG = { displaylogo: false, responsive: false, displayModeBar: false, scrollZoom: false };
   const BAND = 46; /* px a row of the distribution and course pictures */
 
@@ -79,8 +80,8 @@
       },
       {
         type: "scatter", mode: "markers+text", name: device.name, x: points.map((p) => p.x), y: points.map((p) => p.y),
-        text: points.map((p) => p.number), textposition: "middle center",
-        textfont: { color: points.map((p) => (p.float ? t.ink : t.on)), size: small ? 10 : 11 },
+        text: points.map((p) => p.number), textposition: points.map((p) => PLACES[p.place]),
+        textfont: { color: points.map((p) => (p.float || p.place !== "center" ? t.ink : t.on)), size: small ? 10 : 11 },
         hovertext: points.map((p) => p.hover), hoverinfo: "text",
         error_y: { type: "data", symmetric: false, array: points.map((p) => p.error[0]), arrayminus: points.map((p) => p.error[1]), color: faded(colour, 0.55), thickness: 1.2, width: 0 },
         marker: {
