@@ -25,7 +25,16 @@ from edgekit.errors import (
     UserError,
 )
 
-__all__ = ["AdbDevice", "AdbTransport", "AttachedDevice", "attached", "open_adb", "parse_devices", "state_problem"]
+__all__ = [
+    "DEFAULT_ROOT",
+    "AdbDevice",
+    "AdbTransport",
+    "AttachedDevice",
+    "attached",
+    "open_adb",
+    "parse_devices",
+    "state_problem",
+]
 
 DEFAULT_ROOT = PurePosixPath("/data/local/tmp/edgekit")
 

@@ -23,9 +23,9 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
+from edgekit.benchmarks.devices.adb import DEFAULT_ROOT, AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.adb_client import AdbClient, find_adb, host_lock
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board_tree import KEYRING, board_tree, recipe_id
@@ -240,22 +240,24 @@ class BoardTransport(AdbTransport):
             instance.end()
 
     def recover(self, deadline: Deadline) -> None:
-        self._require_running()
+        self.running.require_running()
         super().recover(deadline)
 
     def shell(self, script: str, deadline: Deadline) -> Reply:
-        self._require_running()
+        self.running.require_running()
         return super().shell(script, deadline)
 
-    def _require_running(self) -> None:
+    @property
+    def running(self) -> _Instance:
+        """The board that was started; raises DeviceUnusable when none was."""
         if self._instance is None:
             raise DeviceUnusable("is not running", device=self.name, hint="enter it first: `with open_device(…)`")
-        self._instance.require_running()
+        return self._instance
 
     def _until_up(self, deadline: Deadline) -> None:
         """Connect until adbd, which starts beside us, answers."""
         while True:
-            self._require_running()
+            self.running.require_running()
             self._connect(deadline)
             row = self._row(deadline)
             if row is not None and row.state == "device":
@@ -270,9 +272,15 @@ class BoardDevice(AdbDevice):
 
     kind = "board"
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str, *, root: PurePosixPath = DEFAULT_ROOT) -> None:
         self._arch = arch
-        super().__init__(BoardTransport(arch))
+        self._board = BoardTransport(arch)
+        super().__init__(self._board, root=root)
+
+    @property
+    def adb(self) -> tuple[AdbClient, str]:
+        """The adb client with the board's private server, and the board's serial there; only while entered."""
+        return self._board.running.adb, self._board.running.serial
 
     def probe(self, deadline: Deadline) -> DeviceInfo:
         info = super().probe(deadline)

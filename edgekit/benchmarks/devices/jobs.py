@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from edgekit.benchmarks.devices.script import command, exports, quote
+from edgekit.benchmarks.devices.script import CALL_VARIABLE, command, exports, quote
 
 __all__ = ["alive_script", "kill_script", "start_script"]
 
@@ -74,8 +74,10 @@ if ! mkdir started 2>/dev/null; then
   cat started/owner; exit
 fi
 : > stdout && : > stderr && echo %(token)s > started/owner.tmp && mv started/owner.tmp started/owner || {
+  echo full | cat > started/owner.tmp  # says why: a shell's own echo says only "I/O error"
   rm -rf started; exit 90
 }
+unset %(call)s
 detach() { exec %(setsid)s "$@"; }
 ( detach sh -c %(wrapper)s %(job)s %(words)s ) >stdout 2>stderr </dev/null &
 child=$!
@@ -83,6 +85,7 @@ i=0
 while [ ! -f started/process ] && [ ! -f exit ] && kill -0 $child 2>/dev/null && [ $i -lt 200 ]; do
   i=$((i+1)); sleep 0.01 2>/dev/null || sleep 1
 done
+[ -f started/process ] || { echo "the job did not come up" >&2; exit 91; }
 cat started/owner
 """
 
@@ -96,6 +99,7 @@ def start_script(
         "jobs": quote(str(jobs)),
         "job": quote(job),
         "token": token,
+        "call": CALL_VARIABLE,
         "setsid": setsid,
         "wrapper": quote(_WRAPPER),
         "words": words,

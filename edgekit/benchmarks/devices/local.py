@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -61,14 +62,14 @@ class LocalTransport:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._copy(source, target, deadline, source.stat().st_size)
         except OSError as e:
-            target.unlink(missing_ok=True)
+            _discard(target)
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DeviceDiskFull(
                     f"no space left for {source.name}", device=self.name, hint=f"free some in {target.parent}"
                 ) from e
             raise DeviceError(f"cannot copy {source} to {target}: {e.strerror}", device=self.name) from e
         except DeviceError:
-            target.unlink(missing_ok=True)
+            _discard(target)
             raise
 
     def receive(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
@@ -87,6 +88,11 @@ class LocalTransport:
                 if deadline.remaining <= 0:
                     raise DeviceTimeout(f"copying {source.name} took too long", device=self.name)
                 writer.write(chunk)
+
+
+def _discard(partial: Path) -> None:
+    with contextlib.suppress(OSError):  # it was never made; the error that led here is the one to tell
+        partial.unlink()
 
 
 class LocalDevice(PosixDevice):

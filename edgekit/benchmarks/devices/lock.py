@@ -60,7 +60,7 @@ def _open_for_all(path: Path) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        os.fchmod(descriptor, 0o666)  # noqa: S103 - holds a pid; whoever may measure may lock
+        os.fchmod(descriptor, 0o666)
         return descriptor
     except FileExistsError:
         pass

@@ -243,11 +243,12 @@ class PosixDevice:
 
     def _end_abandoned(self, nonce: str) -> None:
         """Kill the process group of a script that no one waits for any more; best effort, the link may be gone."""
-        # The nonce is in that script's command line. Quotes in the middle keep this script's own from matching.
+        # adbd kills the shell when its client goes, not what the shell runs: that is found by its environment.
+        # Quotes in the middle of the nonce keep this script from finding itself.
         split = f"{nonce[:8]}''{nonce[8:]}"
         script = (
-            f"for f in $(grep -l {split} /proc/[0-9]*/cmdline 2>/dev/null); do "
-            "p=${f#/proc/}; p=${p%/cmdline}; kill -9 -$p 2>/dev/null; kill -9 $p 2>/dev/null; done; :"
+            f"for f in $(grep -l {split} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null); do "
+            "p=${f#/proc/}; kill -9 ${p%/*} 2>/dev/null; done; :"
         )
         try:
             self._transport.shell(script, Deadline.after(_CLEANUP_SECONDS))

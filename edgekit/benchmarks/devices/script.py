@@ -15,10 +15,24 @@ from pathlib import PurePosixPath
 from edgekit.benchmarks.devices.transport import Reply
 from edgekit.errors import DeviceLost, UserError
 
-__all__ = ["NAME", "checked_name", "command", "exports", "new_nonce", "quote", "under_root", "unwrap", "wrap"]
+__all__ = [
+    "CALL_VARIABLE",
+    "NAME",
+    "checked_name",
+    "command",
+    "exports",
+    "new_nonce",
+    "quote",
+    "under_root",
+    "unwrap",
+    "wrap",
+]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a file, folder or job on a device may be called (matched in full)."""
+
+CALL_VARIABLE = "EDGEKIT_CALL"
+"""Holds the nonce in the environment of a call's commands, so that they can be found when it is given up."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SCRIPT_BYTES = 60_000
@@ -76,7 +90,8 @@ def new_nonce() -> str:
 
 def wrap(body: str, nonce: str) -> str:
     """`body` as a script that ends both streams with the sentinel. Raises UserError where adbd would cut it."""
-    script = f": {nonce}; ( {body}\n) </dev/null; s=$?; printf '\\n@{nonce}:%d@' $s >&2; printf '\\n@{nonce}:%d@' $s"
+    end = f"printf '\\n@{nonce}:%d@' $s"
+    script = f"( export {CALL_VARIABLE}={nonce}; {body}\n) </dev/null; s=$?; {end} >&2; {end}"
     size = len(script.encode("utf-8", "surrogateescape"))
     if size > _MAX_SCRIPT_BYTES:
         raise UserError(
