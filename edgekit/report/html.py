@@ -99,8 +99,8 @@ def _finalize(value: Any) -> Any:
 
 
 def _breakable(text: str) -> Markup:
-    """`text`, escaped, that may break after dots, slashes, colons and underscores."""
-    return Markup(re.sub(r"([./:_-])(?=\w)", r"\1<wbr>", str(escape(visible(text)))))  # noqa: S704  escaped above
+    """`text`, escaped, that may break after a dot, slash, colon or underscore before a letter."""
+    return Markup(re.sub(r"([./:_-])(?=[^\W\d])", r"\1<wbr>", str(escape(visible(text)))))  # noqa: S704  escaped above
 
 
 def _template_text(name: str) -> str:

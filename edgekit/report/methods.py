@@ -16,12 +16,12 @@ def methods(report: Report) -> tuple[tuple[str, str], ...]:
         ("Latency", _latency(report)),
         (
             "Percentiles",
-            "From every raw sample of the run; no outlier is removed. The interval of the median is by order "
-            "statistics and holds for samples that do not depend on each other.",
+            "From every raw sample of the run, interpolated linearly between the two nearest; no outlier is removed. "
+            "The interval of the median is by order statistics and holds for samples that do not depend on each other.",
         ),
         ("Cold load", _cold(report)),
         (
-            "Peak memory",
+            "Peak RSS",
             "Highest resident memory (VmHWM) of a separate process that only runs this model. “Model” is that "
             "peak less what the process held after the runtime was imported and before the model was opened.",
         ),

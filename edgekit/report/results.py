@@ -125,7 +125,7 @@ def _columns(t: ResultTable) -> tuple[Column, ...]:
         c(key=k.P50, title="p50", unit=t.time.name, meaning="Median latency of one inference, warm."),
         c(key=k.P90, title="p90", unit=t.time.name, meaning="90th percentile of latency, warm."),
         c(key=k.COLD, title="Cold load", unit=t.cold.name, meaning="Import, load and first inference; fresh process."),
-        c(key=k.MEMORY, title="Peak memory", unit=t.memory.name, meaning="Peak resident memory of the process."),
+        c(key=k.MEMORY, title="Peak RSS", unit=t.memory.name, meaning="Peak resident memory of the process."),
         c(key=k.ACCURACY, title="Accuracy", unit="%", meaning="Top-1 on the evaluation set, with 95 % interval."),
         c(key=k.DROP, title="vs teacher", unit="pp", meaning="Accuracy less the PyTorch teacher's."),
         c(key=k.AGREEMENT, title="Agreement", unit="%", meaning="Same top-1 as the PyTorch teacher."),

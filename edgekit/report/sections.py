@@ -243,7 +243,7 @@ def _quantization(params: QuantizationParams | None) -> str:
     if params is None:
         return "none"
     if len(params.scale) == 1 and len(params.zero_point) == 1:
-        return f"scale {params.scale[0]:.6g}, zero point {params.zero_point[0]}"
+        return f"scale {params.scale[0]:.6g}, zero point {q.grouped_count(params.zero_point[0])}"
     low, high = min(params.scale), max(params.scale)
     return f"per slice of axis {params.axis}: {len(params.scale)} scales, {low:.3g} to {high:.3g}"
 

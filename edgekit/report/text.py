@@ -92,7 +92,7 @@ def _cell(line: Line, key: ColumnKey) -> Text:
     if key is ColumnKey.ARTIFACT:
         mark = " (teacher)" if line.row.is_baseline and not line.row.artifact.startswith("teacher") else ""
         return Text(one_line(cell.text) + mark)
-    return Text(cell.text)
+    return Text(one_line(cell.text))
 
 
 def closing_lines(report: Report) -> list[Text]:

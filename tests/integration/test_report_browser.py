@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.chromium import Chromium, find_chromium
+from support.report_fixture import example_report, with_every_text
 
 from edgekit.report.html import render_html
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-
-from chromium import Chromium, find_chromium  # noqa: E402
-from report_fixture import example_report, with_every_text  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
@@ -32,7 +28,8 @@ CLIPPED_CHART_TEXT = """
   const box = chart.getBoundingClientRect();
   return [...chart.querySelectorAll('text')].filter((n) => {
     const r = n.getBoundingClientRect();
-    return r.width && (r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1);
+    const across = r.left < box.left - 1 || r.right > box.right + 1;
+    return r.width && (across || r.top < box.top - 1 || r.bottom > box.bottom + 1);
   }).map((n) => n.textContent);
 })
 """
@@ -93,7 +90,7 @@ def test_every_row_is_a_bubble_with_its_number(browser: Chromium, page: Path) ->
     browser.emulate(width=1280, height=900, dark=False)
     browser.open(page)
     browser.settle()
-    numbers = browser.evaluate("[...document.querySelectorAll('#trade-off .textpoint')].map(n => n.textContent)")
+    numbers = browser.evaluate("[...document.querySelectorAll('#trade-off .textpoint')].map(n => n.textContent.trim())")
     assert sorted(numbers, key=int) == [str(n) for n in range(1, 14)]  # row 14 crashed
 
 

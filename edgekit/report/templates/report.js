@@ -69,6 +69,11 @@
     Plotly.react(node, traces, layout(t, node, more), CONFIG);
   }
 
+  /* a number beside its bubble keeps clear of the ring */
+  function spaced(p) {
+    return p.place === "left" ? `${p.number}\u00a0\u00a0` : p.place === "right" ? `\u00a0\u00a0${p.number}` : p.number;
+  }
+
   function panelTraces(device, colour, t, small) {
     const points = device.points, best = points.filter((p) => p.pareto);
     const px = (p) => (small ? 16 : 18) + (small ? 15 : 20) * p.size;
@@ -80,7 +85,7 @@
       },
       {
         type: "scatter", mode: "markers+text", name: device.name, x: points.map((p) => p.x), y: points.map((p) => p.y),
-        text: points.map((p) => p.number), textposition: points.map((p) => PLACES[p.place]),
+        text: points.map(spaced), textposition: points.map((p) => PLACES[p.place]),
         textfont: { color: points.map((p) => (p.float || p.place !== "center" ? t.ink : t.on)), size: small ? 10 : 11 },
         hovertext: points.map((p) => p.hover), hoverinfo: "text",
         error_y: { type: "data", symmetric: false, array: points.map((p) => p.error[0]), arrayminus: points.map((p) => p.error[1]), color: faded(colour, 0.55), thickness: 1.2, width: 0 },
