@@ -82,6 +82,9 @@ def sample(
             infer(runs)
             ended = now()
             if runs % every == 0:
+                if len(kept) == MAX_SAMPLES:  # faster than the warm-up promised: keep every other from here on
+                    kept = kept[::2]
+                    every *= 2
                 kept.append(ended - begun)
             runs += 1
             if len(kept) >= min_samples and ended - start >= min_seconds * _NS:
@@ -90,10 +93,6 @@ def sample(
             if ended - start >= max_seconds * _NS:
                 stopped = "max_seconds"
                 break
-            if len(kept) >= MAX_SAMPLES:  # faster than the warm-up promised: keep every other from here on
-                kept = kept[::2]
-                every *= 2
-                runs = len(kept) * every
     finally:
         gc.enable()
     return {"latency_ns": kept, "sampled_every": every, "stopped_by": stopped}

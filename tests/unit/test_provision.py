@@ -1,0 +1,177 @@
+"""Provisioning: right wheels for the device, offline the second time, nothing unpacked outside its folder."""
+
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edgekit.benchmarks.values import DeviceInfo
+from edgekit.errors import DeviceUnusable, HostError, MissingDependencyError
+from edgekit.runtimes import wheels
+from edgekit.runtimes.catalog import EXECUTORCH, LITERT, ONNXRUNTIME, RUNTIMES, RuntimeSpec, Wheel
+from edgekit.runtimes.device_scripts import install_wheels
+from edgekit.runtimes.provision import runtime_identity
+from edgekit.runtimes.wheels import resolve_wheels, target_of
+
+BOARD = DeviceInfo(spec="board", kind="adb", serial="s", abi="aarch64", libc="glibc 2.36", python="3.13.5")
+
+
+def wheel(path: Path, members: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.py", "/evil.py", "a/../../evil.py", "..\\evil.py", "a/../evil.py"], ids=lambda n: n
+)
+def test_a_wheel_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Zip slip: no member is written, not even the honest ones before it."""
+    site = tmp_path / "deep" / "site"
+    site.mkdir(parents=True)
+    bad = wheel(tmp_path / "bad", {"ok.py": "", name: "evil"})
+    with pytest.raises(install_wheels.RefusedError):
+        install_wheels.unpack(str(bad), str(site / "x"))
+    assert list(site.iterdir()) == []
+    assert not list(tmp_path.rglob("evil.py"))
+
+
+def test_a_wheel_with_a_link_is_refused(tmp_path: Path) -> None:
+    """A symbolic link could lead a later member out."""
+    with zipfile.ZipFile(tmp_path / "bad", "w") as archive:
+        link = zipfile.ZipInfo("link")
+        link.create_system = 3
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc")
+    with pytest.raises(install_wheels.RefusedError, match="plain"):
+        install_wheels.unpack(str(tmp_path / "bad"), str(tmp_path / "x"))
+
+
+def test_a_wheel_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says it will unfold to is looked at before a byte is written."""
+    monkeypatch.setattr(install_wheels, "MAX_BYTES", 1000)
+    bomb = wheel(tmp_path / "bomb", {"a": "0" * 600, "b": "0" * 600})
+    with pytest.raises(install_wheels.RefusedError, match="bytes"):
+        install_wheels.unpack(str(bomb), str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def install(tmp_path: Path, check: str, *shas: str) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, install_wheels.__file__, str(tmp_path / "site"), str(tmp_path / "cas"), check, *shas]
+    return subprocess.run(argv, capture_output=True, text=True)
+
+
+def test_the_installer_asks_unpacks_and_proves(tmp_path: Path) -> None:
+    """Missing wheels are asked for; with them the check runs, once; the answer is the path to use."""
+    (tmp_path / "cas").mkdir()
+    check = f"import there; open({str(tmp_path / 'checks')!r}, 'a').write('x')"
+    assert '"missing": ["aa"]' in install(tmp_path, check, "aa").stdout
+    wheel(tmp_path / "cas" / "aa", {"there/__init__.py": ""})
+    for _ in range(2):
+        done = install(tmp_path, check, "aa")
+        assert f'"paths": ["{tmp_path}/site/aa"]' in done.stdout, done.stderr
+    assert (tmp_path / "checks").read_text() == "x"
+
+
+def test_the_installer_says_what_does_not_import(tmp_path: Path) -> None:
+    """A wheel that cannot be imported on the device fails here, with the reason, and not in the first measurement."""
+    (tmp_path / "cas").mkdir()
+    wheel(tmp_path / "cas" / "aa", {"there.py": "import libthatisnot"})
+    for _ in range(2):
+        done = install(tmp_path, "import there", "aa")
+        assert done.returncode == install_wheels.BROKEN
+        assert "libthatisnot" in done.stderr
+
+
+def test_the_installer_refuses_by_exit_status(tmp_path: Path) -> None:
+    """A hostile wheel in the device's store is an error the host can tell from others."""
+    (tmp_path / "cas").mkdir()
+    wheel(tmp_path / "cas" / "aa", {"../../evil": ""})
+    assert install(tmp_path, "pass", "aa").returncode == install_wheels.REFUSED
+    (tmp_path / "cas" / "bb").write_text("no zip")
+    assert install(tmp_path, "pass", "bb").returncode == install_wheels.REFUSED
+
+
+def test_platform_tags_go_down_from_the_devices_glibc() -> None:
+    """A wheel built for a newer glibc than the device's must not be offered."""
+    tags = target_of(BOARD).platforms()
+    assert tags[0] == "manylinux_2_36_aarch64"
+    assert "manylinux2014_aarch64" in tags
+    assert not any("2_37" in tag or "x86" in tag for tag in tags)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [({"python": None}, "no python3"), ({"libc": "musl 1.2"}, "glibc"), ({"abi": None}, "ABI")],
+)
+def test_devices_that_cannot_take_wheels_are_told_why(facts: dict[str, str | None], said: str) -> None:
+    """No Python, no glibc or an unknown machine: one sentence, before anything is fetched."""
+    with pytest.raises(DeviceUnusable, match=said):
+        target_of(BOARD.model_copy(update=facts))
+
+
+def test_a_python_too_old_for_the_runtime_is_told(tmp_path: Path) -> None:
+    """The executorch wheel starts at Python 3.12; 3.11 is refused naming it."""
+    with pytest.raises(DeviceUnusable, match=r"3\.11") as caught:
+        resolve_wheels(EXECUTORCH, BOARD.model_copy(update={"python": "3.11.2"}), tmp_path)
+    assert "3.12" in (caught.value.hint or "")
+
+
+TOY = RuntimeSpec(
+    name="toy", formats=(), imports=(("edgekit_no_such", "edgekit-no-such"),), check="pass", extra="toy",
+    wheels=(Wheel(name="toy", version="1"),),
+)  # fmt: skip
+
+
+def test_wheels_are_fetched_once_and_again_when_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second request asks no index; a file that changed in the cache is fetched anew."""
+    calls = []
+
+    def pip(arguments: list[str], what: str, target: object) -> None:
+        calls.append(arguments)
+        folder = Path(arguments[arguments.index("--dest") + 1])
+        folder.mkdir()
+        wheel(folder / "toy-1-py3-none-any.whl", {"toy.py": ""})
+
+    monkeypatch.setattr(wheels, "_pip", pip)
+    ((path, sha),) = resolve_wheels(TOY, BOARD, tmp_path)
+    assert resolve_wheels(TOY, BOARD, tmp_path) == ((path, sha),)
+    assert len(calls) == 1
+    assert calls[0][-1] == "toy==1"
+    path.write_bytes(b"rotten")
+    assert resolve_wheels(TOY, BOARD, tmp_path)[0][0].read_bytes() != b"rotten"
+    assert len(calls) == 2
+
+
+def test_without_index_and_cache_the_host_is_to_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that cannot be reached is a HostError with a hint, and leaves no half-filled cache."""
+    for name in [n for n in os.environ if n.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(HostError, match="toy") as caught:
+        resolve_wheels(TOY, BOARD, tmp_path)
+    assert "index" in (caught.value.hint or "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_runtime_on_this_host_names_its_extra() -> None:
+    """`local` uses what is installed; what is not is one sentence with the extra to install."""
+    with pytest.raises(MissingDependencyError) as caught:
+        runtime_identity(TOY, BOARD.model_copy(update={"kind": "local"}))
+    assert caught.value.extra == "toy"
+
+
+def test_every_format_has_its_runtime() -> None:
+    """The table of runtimes and the runner's table of backends name the same."""
+    from edgekit.runtimes.runner.backends import BACKENDS
+
+    assert set(RUNTIMES.names()) >= set(BACKENDS)
+    for spec in (LITERT, ONNXRUNTIME, EXECUTORCH):
+        assert spec.name in BACKENDS
+        assert all(w.version for w in spec.wheels)
