@@ -1,11 +1,12 @@
 """Facts of a `.pte` file: ops, delegates, tensors, and inside an XNNPACK delegate its own graph.
 
-Read with executorch's own deserializer and, for the delegate, with the flatc and the schema in its wheel.
-Only ever called in a child process.
+Read with the flatc and the schemas in executorch's wheel, without importing executorch (and with it torch), which
+takes seconds. Only ever called in a child process.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -33,137 +34,166 @@ _PER_CHANNEL = ("qcint8", "qcint4", "qbint4")
 _REASON = "it computes in float in the file: the quantizer did not annotate this op"
 _FLATC_SECONDS = 60
 _XNN_HEADER_BYTES = 30
+_PROGRAM_HEADER_BYTES = 8
+_SCALARS = {
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "HALF": "float16",
+    "BFLOAT16": "bfloat16",
+    "BOOL": "bool",
+    "LONG": "int64",
+    "INT": "int32",
+    "SHORT": "int16",
+    "CHAR": "int8",
+    "BYTE": "uint8",
+}
 OLDEST_RUNTIME = "1.4.0"
 """executorch-numpy-runtime 1.4.0 runs the XNNPACK-only files that executorch 1.5.1 writes (measured)."""
 
 
 def read_executorch(path: Path) -> FileFacts:
     """What the file says. Raises ArtifactError when it is no sound `.pte`."""
-    try:
-        from executorch.exir._serialize._program import deserialize_pte_binary
-    except ImportError as e:
-        raise MissingDependencyError("reading .pte files", extra="executorch", package="executorch") from e
+    root = _executorch_folder()
     data = path.read_bytes()
-    if data[4:6] != b"ET":
+    if len(data) < _PROGRAM_HEADER_BYTES or data[4:6] != b"ET":
         raise ArtifactError(f"{path}: not an ExecuTorch program (no ET mark)")
-    _check_length(path, data)
+    program_size, base = _layout(path, data)
     try:
-        program = deserialize_pte_binary(data).program
-    except Exception as e:  # the reader raises whatever a wrong offset leads to
+        program = _as_json(data[:program_size], root / "schema", "program.fbs", root)
+        return _facts(path, program, data[base:], root)
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as e:
         raise ArtifactError(
             f"{path}: corrupt or truncated .pte file: {type(e).__name__}: {str(e)[:200]}", hint="convert it again"
         ) from e
-    return _facts(path, program)
 
 
-def _check_length(path: Path, data: bytes) -> None:
-    """The extended header (program.fbs: `eh00`) tells how long the file must be."""
+def _executorch_folder() -> Path:
+    """Where executorch is installed; found without importing it, which would take seconds for torch."""
+    spec = importlib.util.find_spec("executorch")
+    folder = next(iter(spec.submodule_search_locations or ()), None) if spec is not None else None
+    if folder is None:
+        raise MissingDependencyError("reading .pte files", extra="executorch", package="executorch")
+    return Path(folder)
+
+
+def _layout(path: Path, data: bytes) -> tuple[int, int]:
+    """(size of the program, where its segments begin), from the extended header; checked against the file's length."""
     if data[8:12] != b"eh00":
-        return
-    program_size = int.from_bytes(data[16:24], "little")
-    base = int.from_bytes(data[24:32], "little")
+        return len(data), len(data)
     header_size = int.from_bytes(data[12:16], "little")
+    program_size, base = (int.from_bytes(data[at : at + 8], "little") for at in (16, 24))
     segments = int.from_bytes(data[32:40], "little") if header_size >= 32 else 0
     expected = max(program_size, base + segments if base else 0)
     if expected > len(data):
         raise ArtifactError(f"{path}: truncated .pte file: {len(data)} of {expected} bytes", hint="copy it again")
+    return program_size, base
 
 
-def _facts(path: Path, program: Any) -> FileFacts:
-    plan = next((p for p in program.execution_plan if p.name == "forward"), program.execution_plan[0])
-    graphs = [_xnnpack_graph(path, program, d) for d in plan.delegates if d.id == _XNNPACK]
+def _facts(path: Path, program: dict[str, Any], segments: bytes, root: Path) -> FileFacts:
+    plans = program["execution_plan"]
+    plan = next((p for p in plans if p["name"] == "forward"), plans[0])
+    graphs = [
+        _xnnpack_graph(path, _payload(program, delegate, segments), root)
+        for delegate in plan["delegates"]
+        if delegate["id"] == _XNNPACK
+    ]
     inside = [node for graph in graphs for node in _delegate_nodes(graph)]
     outside = _kernel_nodes(plan)
     total = len(inside) + len(outside)
-    names = sorted({delegate.id for delegate in plan.delegates})
-    delegates = tuple(Delegate(name=n, nodes=len(inside) if n == _XNNPACK else 0, total=total) for n in names)
+    names = sorted({str(delegate["id"]) for delegate in plan["delegates"]})
     foreign = tuple(f"delegate {n}: its payload is opaque, its ops are not counted" for n in names if n != _XNNPACK)
+    values = plan["values"]
     return FileFacts(
-        inputs=tuple(_spec(plan.values[i].val, f"input_{n}") for n, i in enumerate(plan.inputs)),
-        outputs=tuple(_spec(plan.values[i].val, f"output_{n}") for n, i in enumerate(plan.outputs)),
+        inputs=tuple(_spec(values[i], f"input_{n}") for n, i in enumerate(plan["inputs"])),
+        outputs=tuple(_spec(values[i], f"output_{n}") for n, i in enumerate(plan["outputs"])),
         ops=count_ops([*inside, *outside]),
         float_ops=unquantized([*inside, *outside], _REASON),
-        delegates=delegates,
+        delegates=tuple(Delegate(name=n, nodes=len(inside) if n == _XNNPACK else 0, total=total) for n in names),
         per_channel_weights=sum(_per_channel_weights(graph) for graph in graphs),
         minimum_runtime={"executorch": OLDEST_RUNTIME} if names == [_XNNPACK] and not outside else {},
-        warnings=foreign + (() if delegates else ("no delegate: every op runs in executorch's portable kernels",)),
+        warnings=foreign + (() if names else ("no delegate: every op runs in executorch's portable kernels",)),
     )
 
 
-def _spec(value: Any, name: str) -> TensorSpec:
-    if not hasattr(value, "scalar_type"):
-        return TensorSpec(name=name, shape=(), dtype=type(value).__name__.lower())
-    return TensorSpec(name=name, shape=tuple(int(n) for n in value.sizes), dtype=_scalar(value))
+def _spec(value: dict[str, Any], name: str) -> TensorSpec:
+    if value["val_type"] != "Tensor":
+        return TensorSpec(name=name, shape=(), dtype=str(value["val_type"]).lower())
+    tensor = value["val"]
+    return TensorSpec(name=name, shape=tuple(int(n) for n in tensor.get("sizes", ())), dtype=_scalar(tensor))
 
 
-def _scalar(tensor: Any) -> str:
-    names = {"FLOAT": "float32", "DOUBLE": "float64", "HALF": "float16", "LONG": "int64", "INT": "int32"}
-    names |= {"SHORT": "int16", "CHAR": "int8", "BYTE": "uint8", "BOOL": "bool", "BFLOAT16": "bfloat16"}
-    name = str(tensor.scalar_type.name)
-    return names.get(name, name.lower())
+def _scalar(tensor: dict[str, Any]) -> str:
+    name = str(tensor["scalar_type"])
+    return _SCALARS.get(name, name.lower())
 
 
-def _kernel_nodes(plan: Any) -> list[Node]:
+def _kernel_nodes(plan: dict[str, Any]) -> list[Node]:
     """The ops that run outside every delegate, with the type of their last tensor argument (the out tensor)."""
     nodes = []
-    for chain in plan.chains:
-        for index, instruction in enumerate(chain.instructions):
-            call = instruction.instr_args
-            if type(call).__name__ != "KernelCall":
+    for chain in plan["chains"]:
+        for index, instruction in enumerate(chain.get("instructions", ())):
+            if instruction["instr_args_type"] != "KernelCall":
                 continue
-            operator = plan.operators[call.op_index]
-            op = f"{operator.name}.{operator.overload}" if operator.overload else operator.name
-            tensors = [plan.values[i].val for i in call.args if hasattr(plan.values[i].val, "scalar_type")]
+            call = instruction["instr_args"]
+            operator = plan["operators"][call["op_index"]]
+            op = ".".join(part for part in (operator["name"], operator.get("overload")) if part)
+            arguments = [plan["values"][i] for i in call["args"]]
+            tensors = [value["val"] for value in arguments if value["val_type"] == "Tensor"]
             is_boundary = "quantize_per" in op or "choose_qparams" in op
             dtype = BOUNDARY if is_boundary else _scalar(tensors[-1]) if tensors else "none"
-            nodes.append(Node(op, dtype, f"{plan.name} instruction {index}", is_delegated=False))
+            nodes.append(Node(op, dtype, f"{plan['name']} instruction {index}", is_delegated=False))
     return nodes
 
 
-def _xnnpack_graph(path: Path, program: Any, delegate: Any) -> dict[str, Any]:
-    """The XNNGraph inside a delegate, as flatc prints it."""
-    payload = program.backend_delegate_data[delegate.processed.index].data
+def _payload(program: dict[str, Any], delegate: dict[str, Any], segments: bytes) -> bytes:
+    """The bytes of a delegate: in a segment after the program, or inside it."""
+    processed = delegate["processed"]
+    if processed["location"] == "INLINE":
+        return bytes(program["backend_delegate_data"][processed["index"]]["data"])
+    segment = program["segments"][processed["index"]]
+    start, size = int(segment["offset"]), int(segment["size"])
+    if start + size > len(segments):
+        raise ValueError(f"a segment reaches to {start + size} of {len(segments)} bytes")
+    return segments[start : start + size]
+
+
+def _xnnpack_graph(path: Path, payload: bytes, root: Path) -> dict[str, Any]:
+    """The XNNGraph inside a delegate's payload, as flatc prints it."""
     if payload[4:8] != b"XH00" or len(payload) < _XNN_HEADER_BYTES:
         raise ArtifactError(f"{path}: the XNNPACK delegate's payload has no XH00 header")
     start, size = int.from_bytes(payload[10:14], "little"), int.from_bytes(payload[14:18], "little")
     if start + size > len(payload):
         raise ArtifactError(f"{path}: the XNNPACK delegate's graph reaches beyond its payload")
-    try:
-        return _as_json(bytes(payload[start : start + size]))
-    except (OSError, subprocess.SubprocessError, ValueError) as e:
-        raise ArtifactError(f"{path}: the XNNPACK delegate's graph cannot be read: {e}") from e
+    schema = root / "backends" / "xnnpack" / "serialization"
+    graph = _as_json(payload[start : start + size], schema, "schema.fbs", root)
+    if not isinstance(graph.get("xnodes"), list):
+        raise ArtifactError(f"{path}: the XNNPACK delegate's graph has no nodes")
+    return graph
 
 
-def _as_json(graph: bytes) -> dict[str, Any]:
-    from importlib import resources
-
-    schema = resources.files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs")
-    flatc = resources.files("executorch.data.bin").joinpath("flatc")
-    with tempfile.TemporaryDirectory() as folder, resources.as_file(flatc) as program:
-        work = Path(folder)
-        (work / "schema.fbs").write_bytes(schema.read_bytes())
-        (work / "graph.bin").write_bytes(graph)
-        argv = [str(program), "--json", "--strict-json", "--defaults-json", "--raw-binary", "-o", folder]
-        argv += [str(work / "schema.fbs"), "--", str(work / "graph.bin")]
-        subprocess.run(argv, check=True, capture_output=True, timeout=_FLATC_SECONDS)
-        text = (work / "graph.json").read_text(errors="replace")
+def _as_json(flatbuffer: bytes, schema_folder: Path, schema: str, root: Path) -> dict[str, Any]:
+    """A flatbuffer as executorch's own flatc prints it, defaults included."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "value.bin"
+        binary.write_bytes(flatbuffer)
+        argv = [str(root / "data" / "bin" / "flatc"), "--json", "--strict-json", "--defaults-json", "--raw-binary"]
+        argv += ["-I", str(schema_folder), "-o", folder, str(schema_folder / schema), "--", str(binary)]
+        done = subprocess.run(argv, check=False, capture_output=True, timeout=_FLATC_SECONDS)
+        if done.returncode != 0:
+            raise ValueError(done.stdout.decode(errors="replace").strip()[:200] or f"flatc ended {done.returncode}")
+        text = binary.with_suffix(".json").read_text(errors="replace")
     # flatc prints bare inf and nan, which JSON does not have; none of them is read here
     value = json.loads(re.sub(r"(?<=[\s:\[,])[-+]?(inf|nan)(?=[\s,\]}])", "null", text))
-    if not isinstance(value, dict) or not isinstance(value.get("xnodes"), list):
-        raise ValueError("no nodes in it")
+    if not isinstance(value, dict):
+        raise ValueError("not a table")
     return value
 
 
 def _values(graph: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Each value of the graph by id: its tensor, with `quant` where it has quantization parameters."""
-    values = {}
-    for entry in graph.get("xvalues", ()):
-        union = entry["xvalue_union"]
-        tensor = dict(union.get("tensor_value", union))
-        if "quant_params" in union:
-            tensor["quant"] = union["quant_params"]
-        values[int(tensor["id_out"])] = tensor
-    return values
+    """The tensor of each value of the graph, by id."""
+    unions = [entry["xvalue_union"] for entry in graph.get("xvalues", ())]
+    tensors = [union.get("tensor_value", union) for union in unions]
+    return {int(tensor["id_out"]): tensor for tensor in tensors}
 
 
 def _delegate_nodes(graph: dict[str, Any]) -> list[Node]:
