@@ -1,7 +1,7 @@
 """A small adbd for a real adb server: the wire protocol, a real shell behind it, and faults a phone shows.
 
 Speaks enough of AOSP's `protocol.txt` for the real client: CNXN, AUTH, OPEN / OKAY / WRTE / CLSE, and the services
-`shell,v2,raw:` (AOSP `shell_protocol.h`: a byte of kind, four of length). It needs no root and no Android.
+`shell,v2,…raw:` (AOSP `shell_protocol.h`: a byte of kind, four of length). It needs no root and no Android.
 """
 
 from __future__ import annotations
@@ -31,12 +31,9 @@ class FakeAdbd:
         self.cut_reply_after: int | None = None
         """Close the connection after that many bytes of a shell's stream, once."""
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.serial = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def serial(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         return self
@@ -89,12 +86,12 @@ class _Session:
         elif kind == b"OPEN":
             local, self._next_id = self._next_id, self._next_id + 1
             service = payload.rstrip(b"\0")
-            if not service.startswith(b"shell,v2,raw:"):
+            kind_of_service, _, script = service.partition(b":")  # `shell,v2,TERM=xterm,raw:SCRIPT`
+            if not kind_of_service.startswith(b"shell,v2,") or not kind_of_service.endswith(b",raw"):
                 self._send(b"CLSE", 0, first, b"")
                 return
             self._acknowledged[local] = threading.Semaphore(0)
             self._send(b"OKAY", local, first, b"")
-            script = service.removeprefix(b"shell,v2,raw:")
             threading.Thread(target=self._shell, args=(script, local, first), daemon=True).start()
         elif kind == b"WRTE":
             self._send(b"OKAY", second, first, b"")

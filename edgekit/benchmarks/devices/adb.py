@@ -13,7 +13,8 @@ from edgekit.benchmarks.devices.adb_client import AdbClient, find_adb
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.facts import PROBE_SCRIPT, device_info
 from edgekit.benchmarks.devices.posix import PosixDevice
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.script import command
+from edgekit.benchmarks.devices.transport import LinkDown, Reply
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import (
     DeviceDiskFull,
@@ -221,10 +222,11 @@ class AdbTransport:
             return
         if "unauthorized" in said or "still authorizing" in said:
             raise _unauthorized(self.name)
-        if re.search(r"device .*not found|device offline|no devices|cannot connect|protocol fault|closed", said):
-            raise DeviceLost(
-                _last_line(reply), device=self.name, hint="check the cable; `edgekit devices` shows whether it is back"
-            )
+        hint = "check the cable; `edgekit devices` shows whether it is back"
+        if re.search(r"device .*not found|device offline|no devices|cannot connect to daemon", said):
+            raise LinkDown(_last_line(reply), device=self.name, hint=hint)
+        if re.search(r"protocol fault|closed", said):
+            raise DeviceLost(_last_line(reply), device=self.name, hint=hint)
 
     def _row(self, deadline: Deadline) -> AttachedDevice | None:
         return next((r for r in attached(self._adb, deadline) if r.serial == self._serial), None)
@@ -287,12 +289,9 @@ class AdbDevice(PosixDevice):
         super().__init__(spec=spec or transport.name, transport=transport, root=root)
 
     def probe(self, deadline: Deadline) -> DeviceInfo:
-        found = self.run([self.python, "-c", "import platform; print(platform.python_version())"], deadline)
-        version = re.fullmatch(r"([0-9]+\.[0-9]+\.[0-9]+)\S{0,16}\s*", found.stdout)
-        text = self._query(PROBE_SCRIPT, deadline)
-        return device_info(
-            text, spec=self.spec, kind=self.kind, python=version[1] if version and not found.returncode else None
-        )
+        ask = command([self.python, "-c", "import platform; print(platform.python_version())"])
+        text = self._query(f'{PROBE_SCRIPT}\nsay python "$({ask} 2>/dev/null)"; :', deadline)
+        return device_info(text, spec=self.spec, kind=self.kind)
 
 
 def open_adb(argument: str | None) -> AdbDevice:

@@ -93,7 +93,7 @@ def parse_facts(text: str) -> _Facts:
     return facts
 
 
-def device_info(text: str, *, spec: str, kind: str, python: str | None) -> DeviceInfo:
+def device_info(text: str, *, spec: str, kind: str) -> DeviceInfo:
     """DeviceInfo from what PROBE_SCRIPT printed; `serial` is the machine's own identity where it has one."""
     facts = parse_facts(text)
     cpuinfo = _cpuinfo(facts.values.get("cpuinfo", []))
@@ -117,7 +117,7 @@ def device_info(text: str, *, spec: str, kind: str, python: str | None) -> Devic
         kernel=facts.one("kernel"),
         abi=facts.one("abi"),
         libc=_libc(facts, is_android=android is not None),
-        python=python,
+        python=_python(facts.one("python")),
         governor=", ".join(governors) or None,
         android_api=facts.number("prop.ro.build.version.sdk"),
         emulated=is_emulator,
@@ -132,6 +132,11 @@ def _cpuinfo(lines: list[str]) -> dict[str, str]:
         key, _, value = line.partition(":")
         found.setdefault(key.strip(), value.strip())
     return {k: v if k in ("flags", "Features") else v[:_MAX_VALUE] for k, v in found.items()}
+
+
+def _python(said: str | None) -> str | None:
+    match = re.match(r"[0-9]{1,2}\.[0-9]{1,3}\.[0-9]{1,3}", said or "")
+    return match[0] if match else None
 
 
 def _features(words: str) -> tuple[str, ...]:

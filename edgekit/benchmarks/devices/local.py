@@ -108,13 +108,14 @@ class LocalDevice(PosixDevice):
 
     def probe(self, deadline: Deadline) -> DeviceInfo:
         text = self._query(PROBE_SCRIPT, deadline)
-        info = device_info(text, spec=self.spec, kind="local", python=platform.python_version())
+        info = device_info(text, spec=self.spec, kind="local")
         return info.model_copy(update={"shares_host_cpu": True, **_host_facts(info)})
 
 
 def _host_facts(info: DeviceInfo) -> dict[str, object]:
     """What the platform module knows better than /proc, or where there is no /proc (macOS)."""
-    facts: dict[str, object] = {"serial": info.serial if info.serial != "local" else f"local-{platform.node()}"}
+    facts: dict[str, object] = {"python": platform.python_version()}
+    facts["serial"] = info.serial if info.serial != "local" else f"local-{platform.node()}"
     if info.cores is None:
         facts["cores"] = os.cpu_count()
     if sys.platform == "darwin":

@@ -2,8 +2,8 @@
 
 What each promise rests on:
 
-* `run`: both streams end in a sentinel with a nonce (`script`), else DeviceLost. Never retried here: the
-  command may have had effects.
+* `run`: both streams end in a sentinel with a nonce (`script`), else DeviceLost. Tried again only when the link
+  was down before it was sent: the command may have effects.
 * `put`: sent to `cas/.<sha>.<random>`, hashed *on the device*, then renamed to `cas/<sha>`. A cut transfer
   leaves at worst a file that no one will ever read.
 * `start`: `mkdir` of the start lock (`jobs`); idempotent, so it is retried when the link is lost.
@@ -28,7 +28,7 @@ from typing import Self, TypeVar
 from edgekit.benchmarks.devices.base import Completed, Deadline
 from edgekit.benchmarks.devices.jobs import alive_script, kill_script, start_script
 from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, quote, under_root, unwrap, wrap
-from edgekit.benchmarks.devices.transport import Reply, Transport
+from edgekit.benchmarks.devices.transport import LinkDown, Reply, Transport
 from edgekit.errors import (
     CommandError,
     DeviceDiskFull,
@@ -109,7 +109,9 @@ class PosixDevice:
         env: Mapping[str, str] | None = None,
         check: bool = False,
     ) -> Completed:
-        reply = self._shell(command(argv, env), deadline)
+        body = command(argv, env)
+        # It may have effects, so it is sent again only when nothing of it reached the device.
+        reply = self._retried("run", deadline, lambda: self._shell(body, deadline), only=LinkDown)
         done = Completed(
             argv=tuple(argv),
             returncode=reply.returncode,
@@ -255,12 +257,14 @@ class PosixDevice:
         except DeviceError as e:
             log.warning("%s: a command that was given up may still run: %s", self.spec, e.message)
 
-    def _retried(self, what: str, deadline: Deadline, step: Callable[[], T]) -> T:
-        """`step()`, tried again after a lost link while time is left."""
+    def _retried(
+        self, what: str, deadline: Deadline, step: Callable[[], T], *, only: type[DeviceLost] = DeviceLost
+    ) -> T:
+        """`step()`, tried again after a lost link (of the kind `only`) while time is left."""
         for attempt in range(1, _ATTEMPTS):
             try:
                 return step()
-            except DeviceLost as e:
+            except only as e:
                 if deadline.remaining <= 0:
                     raise
                 log.warning(

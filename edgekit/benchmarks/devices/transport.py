@@ -12,11 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from edgekit.benchmarks.devices.base import Deadline
+from edgekit.errors import DeviceLost
 
-__all__ = ["OUTPUT_LIMIT_BYTES", "Reply", "Transport"]
+__all__ = ["OUTPUT_LIMIT_BYTES", "LinkDown", "Reply", "Transport"]
 
 OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 """What one call may print, stdout and stderr together; more is killed and is an OutputLimitError."""
+
+
+class LinkDown(DeviceLost):
+    """The link was down before anything was sent: nothing ran, so even a command with effects may be tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +54,7 @@ class Transport(Protocol):
         """Try to bring a lost link back; raises DeviceLost where it stays lost."""
 
     def shell(self, script: str, deadline: Deadline) -> Reply:
-        """Run a script in the device's `sh`. Raises DeviceTimeout, DeviceLost, OutputLimitError."""
+        """Run a script in the device's `sh`. Raises DeviceTimeout, LinkDown, DeviceLost, OutputLimitError."""
 
     def send(self, source: Path, destination: PurePosixPath, deadline: Deadline) -> None:
         """Copy a file to the device. What is there afterwards is not to be trusted before it is hashed."""
