@@ -138,16 +138,16 @@ class TargetRun:
         write_atomically(folder / "request.json", request.model_dump_json())
 
     def _look(self) -> None:
-        """Tell a new stage, and take every answer that has come."""
+        """Take every answer that has come, then tell the stage that followed."""
         stage = self._stage()
-        if stage and stage != self._told:
-            self._told = stage
-            scheme, _, what = stage.partition(" ")
-            self._tell(Scheme(scheme), what)
         for scheme in list(self._waiting):
             answer = self._folder / f"result.{scheme}.json"
             if answer.is_file():
                 self._take(read_record(SchemeResult, answer))
+        if stage and stage != self._told:
+            self._told = stage
+            scheme_name, _, what = stage.partition(" ")
+            self._tell(Scheme(scheme_name), what)
 
     def _take(self, result: SchemeResult) -> None:
         if result.error is not None:

@@ -1,6 +1,6 @@
-"""Facts of an `.onnx` file. A node computes in int8 when it stands between DequantizeLinear and QuantizeLinear,
-which is the group a runtime fuses into one integer kernel. Files with external data are refused: their paths can point
-anywhere. Only ever called in a child process.
+"""Facts of an `.onnx` file. A node computes in integers when it stands between DequantizeLinear and QuantizeLinear
+and the runtime has an integer kernel that takes the place of the three. Files with external data are refused: their
+paths can point anywhere. Only ever called in a child process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ from edgekit.errors import ArtifactError, MissingDependencyError
 __all__ = ["read_onnx"]
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_FUSED = frozenset(
+    [
+        *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Where", "Sigmoid", "LeakyRelu", "Softmax"),
+        *("AveragePool", "GlobalAveragePool", "MaxPool", "Resize", "Pad", "Split", "Slice", "Gather"),
+        *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Identity"),
+        *("DepthToSpace", "SpaceToDepth"),
+    ]
+)
+"""Ops that onnxruntime's CPU provider computes (or moves) in 8 bits between Q and DQ: its qdq_transformer's selectors.
+Any other op there still runs in float, between a DequantizeLinear and a QuantizeLinear that really execute."""
 _INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger")
-_REASON = "it is not between DequantizeLinear and QuantizeLinear: the quantizer left it float"
+_REASON = "onnxruntime has no integer kernel for it here: it runs in float between dequantize and quantize"
 _FIRST_ONNXRUNTIME = {
     13: "1.6",
     14: "1.8",
@@ -131,7 +141,7 @@ class _Graph:
         from_integers = [name for name in taken if self._made_by(name, _DEQUANTIZE)]
         activations = [name for name in from_integers if not self._is_weight(name)]
         to_integers = bool(node.output) and all(self._only_quantized(name) for name in node.output if name)
-        if taken and len(from_integers) == len(taken) and to_integers:
+        if node.op_type in _FUSED and taken and len(from_integers) == len(taken) and to_integers:
             return self._integer_type(activations[0] if activations else from_integers[0])
         if from_integers and not activations:
             return HYBRID
