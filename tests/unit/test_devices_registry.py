@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -57,11 +58,18 @@ def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Monk
     assert str(LocalDevice().root) == str(tmp_path / "devices" / "local")
 
 
+@pytest.fixture
+def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lock files in the test's own folder, for this process and its children."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
 def _info(serial: str) -> DeviceInfo:
     return DeviceInfo(spec="adb:x", kind="adb", serial=serial)
 
 
-def test_one_device_has_one_holder(tmp_path: Path) -> None:
+def test_one_device_has_one_holder(own_locks: None) -> None:
     """While one process measures, another is told its pid; SIGKILL of the holder frees the device."""
     serial = f"test-{os.getpid()}-{time.time_ns()}"
     script = (
@@ -87,7 +95,7 @@ def test_one_device_has_one_holder(tmp_path: Path) -> None:
         pass
 
 
-def test_two_threads_do_not_share_the_lock() -> None:
+def test_two_threads_do_not_share_the_lock(own_locks: None) -> None:
     """Within one process, too, there is one holder; the other waits and then gets it."""
     serial = f"test-{os.getpid()}-{time.time_ns()}"
     order: list[str] = []
