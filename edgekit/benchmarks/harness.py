@@ -201,9 +201,7 @@ class _Job:
     def _collect(self, attempt: int, *, watched: bool) -> Run:
         """Pull what the device has, check it, keep the outputs, record the run."""
         try:
-            result = self._timed("pull", lambda: self._pull(attempt))
-            if watched:
-                self._compare_clocks(result)
+            result = self._timed("pull", lambda: self._pull(attempt, watched=watched))
         except InvalidResultError as e:
             self._record(attempt, RunStatus.FAILED, f"the device's result was refused: {e.message}")
             raise
@@ -212,7 +210,7 @@ class _Job:
             flags.append(f"the runner was started {result.starts} times")
         return self._record(attempt, RunStatus(result.status), result.error, result.values() | {"flags": tuple(flags)})
 
-    def _pull(self, attempt: int) -> RunnerResult:
+    def _pull(self, attempt: int, *, watched: bool) -> RunnerResult:
         """The checked result; its outputs file, checked too, lies where the store wants it."""
         name, deadline = self._name(attempt), Deadline.after(_PUSH_SECONDS)
         folder, spec = self.device.job_dir(name), self.info.spec
@@ -222,6 +220,8 @@ class _Job:
             result = read_result(local, device=spec, job=name, plan=self.plan, inputs=self.files.count)
         finally:
             local.unlink(missing_ok=True)
+        if watched:
+            self._compare_clocks(result)
         if result.outputs is None:
             return result
         passport, count = self.artifact.passport, self.files.count

@@ -7,7 +7,8 @@ of a result). A delegate that was asked for and cannot be had raises.
 """
 
 import importlib
-import importlib.util
+import importlib.machinery
+import types
 from typing import Any, Optional
 
 BACKENDS = {"litert": ".litert", "onnxruntime": ".onnx", "executorch": ".executorch"}
@@ -16,11 +17,10 @@ BACKENDS = {"litert": ".litert", "onnxruntime": ".onnx", "executorch": ".executo
 def make_backend(runtime: str, backend_file: Optional[str]) -> Any:
     """A new backend: of the table above, or the `Backend` of a third party's file."""
     if backend_file is not None:
-        spec = importlib.util.spec_from_file_location("edgekit_runner_backend", backend_file)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{backend_file} is not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        # The file lies under its hash, without a suffix, so its loader has to be named.
+        loader = importlib.machinery.SourceFileLoader("edgekit_runner_backend", backend_file)
+        module = types.ModuleType(loader.name)
+        loader.exec_module(module)
         return module.Backend()
     if runtime not in BACKENDS:
         raise ValueError(f"runtime '{runtime}' is not one of {', '.join(sorted(BACKENDS))}")
