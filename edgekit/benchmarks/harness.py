@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_NUMBERS = ("cold_starts", "latency_ns", "memory", "evaluated")
+
 _PUSH_SECONDS = 900.0
 _COMMAND_SECONDS = 60.0
 _GRACE_SECONDS = 60.0
@@ -254,7 +256,10 @@ class _Job:
     ) -> Run:
         """Build the run of this attempt and record it."""
         self.host_ns["total"] = time.monotonic_ns() - self.begun
-        facts: dict[str, Any] = dict(values or {})
+        why = (error or "").splitlines()[:1]
+        facts: dict[str, Any] = (
+            dict(values) if values is not None else {"unmeasured": {name: why[0] for name in _NUMBERS if why}}
+        )
         run = Run(
             job_key=self.key,
             attempt=attempt,
