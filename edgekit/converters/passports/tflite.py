@@ -18,8 +18,8 @@ __all__ = ["read_tflite"]
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _MOVES_WEIGHTS = "DEQUANTIZE"
 _DENSE_WARNING = (
-    "FULLY_CONNECTED has one weight scale per channel, which its version number does not say: a runtime too old for "
-    "that gives wrong numbers rather than an error, so check its outputs (ai-edge-litert 2.3 is right)"
+    "FULLY_CONNECTED has one weight scale per channel, which its version number does not say: an old runtime may "
+    "read the first scale only, so check its outputs there (right with ai-edge-litert 2.3)"
 )
 _REASON = "its activations are float in the file: the quantizer has no integer form of this op here"
 
