@@ -81,7 +81,7 @@ def pruning_blocks(module: nn.Module, graph: Any, options: PruneOptions, *, keep
     scorer = _importance(tp, options)
     blocks: list[Block] = []
     for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[*_root_types()]):
-        if any(names.get(dep.target.module) in keep for dep, _ in group) or _touches_output(group):
+        if any(names.get(dep.target.module) in keep for dep, _ in group) or _touches_output(graph, group):
             continue
         score = scorer(group)
         if score is None:
@@ -104,10 +104,9 @@ def _importance(tp: Any, options: PruneOptions) -> Any:
     return tp.importance.GroupMagnitudeImportance(p=1 if options.importance == "l1" else 2)
 
 
-def _touches_output(group: Any) -> bool:
-    """Whether removing channels of `group` would change the model's output."""
-    tp = _torch_pruning()
-    return any(dep.target.type == tp.ops.OPTYPE.OUTPUT or dep.source.type == tp.ops.OPTYPE.OUTPUT for dep, _ in group)
+def _touches_output(graph: Any, group: Any) -> bool:
+    """Whether `group` holds the channels of a node that nothing follows: an output of the model."""
+    return any(graph.is_out_channel_pruning_fn(dep.handler) and not dep.target.outputs for dep, _ in group)
 
 
 def _channel_groups(graph: Any, group: Any) -> int:

@@ -65,7 +65,8 @@ def test_the_lineage_tells_what_each_step_did(distilled: Student, teacher: nn.Mo
     assert prune_step.after == distill_step.before
     assert prune_step.before.parameters == sum(p.numel() for p in teacher.parameters())
     assert prune_step.before.agreement == 1.0
-    assert prune_step.before.macs and prune_step.after.macs
+    assert prune_step.before.macs
+    assert prune_step.after.macs
     # Within 5 percent of the target, as the recipe's reader may expect of a network 64 channels wide.
     assert prune_step.after.macs / prune_step.before.macs == pytest.approx(0.35, rel=0.05)
     assert prune_step.summary.startswith("removed 6")
@@ -79,12 +80,16 @@ def test_distillation_brings_back_what_pruning_cost(distilled: Student) -> None:
     """Pruning costs accuracy and agreement; distillation recovers at least half of each."""
     first, last = distilled.lineage[0], distilled.lineage[1].after
     before, cut = first.before, first.after
-    assert before is not None and cut is not None and last is not None
+    assert before is not None
+    assert cut is not None
+    assert last is not None
     for whole, low, back in (
         (before.accuracy, cut.accuracy, last.accuracy),
         (before.agreement, cut.agreement, last.agreement),
     ):
-        assert whole is not None and low is not None and back is not None
+        assert whole is not None
+        assert low is not None
+        assert back is not None
         assert low < whole
         assert back - low > 0.5 * (whole - low)
 
@@ -169,10 +174,14 @@ def test_the_scaffold_trains_and_compresses_as_written(tmp_path: Path) -> None:
     for number, step in enumerate(recipe.student):
         student = run_step(student, reference, step, workload, seed=0, work_dir=tmp_path / str(number))
     start, end = student.lineage[0].before, student.lineage[-1].after
-    assert start is not None and end is not None and start.accuracy and end.accuracy
+    assert start is not None
+    assert end is not None
+    assert start.accuracy
+    assert end.accuracy
     assert start.accuracy > 0.95
     assert 100 * (start.accuracy - end.accuracy) < (recipe.gates.max_accuracy_drop_pp or 0)
-    assert end.agreement is not None and end.agreement > (recipe.gates.min_agreement or 1)
+    assert end.agreement is not None
+    assert end.agreement > (recipe.gates.min_agreement or 1)
 
 
 def test_the_scaffold_overwrites_only_when_told(tmp_path: Path) -> None:

@@ -108,6 +108,13 @@ def test_the_macs_ratio_is_hit_and_the_output_keeps_its_shape(name: str, ratio: 
     assert count_parameters(after.module) < count_parameters(before.module)
 
 
+def test_the_output_layer_is_known_and_needs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """The last layer keeps its channels as a matter of course, without a word to the user."""
+    after = prune(student_of("residual"), IMAGE, PruneOptions(macs_ratio=0.5, round_to=2), seed=0)
+    assert after.module.get_submodule("6").out_features == 10
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("name", list(NETS))
 def test_widths_are_multiples_of_round_to(name: str) -> None:
     """Every convolution that lost channels has a multiple of round_to left."""
