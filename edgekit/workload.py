@@ -24,6 +24,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -327,8 +328,8 @@ def _source_hash(module: ModuleType | None) -> str:
 def _loaded_files() -> Iterator[Path]:
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and file.endswith(".py"):
-            yield Path(file).resolve()
+        if isinstance(file, str) and file.endswith(".py") and os.path.isabs(file) and os.path.isfile(file):
+            yield Path(file).resolve()  # some modules name a file that is none (torch.classes: `_classes.py`)
 
 
 def sample_digest(data: MapDataset | None, *, samples: int = 256) -> str | None:

@@ -88,7 +88,7 @@ def _refuse_aliases(loader: yaml.SafeLoader) -> None:
     depth = 0
     while loader.check_event():
         event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
             raise YamlError(f"line {line}: aliases (*name) are not allowed; write the value out")
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):

@@ -57,6 +57,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     as_json = "--json" in arguments
     _configure_logging(is_debug)
+    # on a machine with other work, OpenMP threads that spin while they wait cost a third of training's speed
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import edgekit.cli.commands  # noqa: F401  (registers the commands on `app`)
 
     command = next((a for a in arguments if not a.startswith("-")), "")

@@ -77,7 +77,7 @@ def _adb() -> Finding:
         client = find_adb()
     except EdgekitError as e:
         return Finding(what="adb client", is_ok=False, detail=e.message, hint=e.hint)
-    return Finding(what="adb client", is_ok=True, detail=str(client))
+    return Finding(what="adb client", is_ok=True, detail=f"{'.'.join(map(str, client.version))} ({client.path})")
 
 
 def _board() -> Finding:

@@ -62,10 +62,13 @@ def compare_reports(before: Report, after: Report, *, max_regress: float) -> Rep
     run has and the other lacks is INCOMPARABLE.
     """
     rows_before, rows_after = ({(r.artifact, r.device): r for r in report.rows} for report in (before, after))
-    devices = [{d.spec: d for d in report.devices} for report in (before, after)]
+    infos_before, infos_after = ({d.spec: d for d in report.devices} for report in (before, after))
     compared = [
         _compare(
-            key, rows_before.get(key), rows_after.get(key), devices[0].get(key[1]), devices[1].get(key[1]), max_regress
+            key,
+            (rows_before.get(key), infos_before.get(key[1])),
+            (rows_after.get(key), infos_after.get(key[1])),
+            max_regress,
         )
         for key in dict.fromkeys([*rows_before, *rows_after])
     ]

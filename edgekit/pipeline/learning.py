@@ -19,6 +19,7 @@ from edgekit.workload import LoadedWorkload, sample_digest
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekit.compress.effects import TeacherReference
     from edgekit.pipeline.run import Context
     from edgekit.train import TrainProgress
 
@@ -72,11 +73,14 @@ class Reference:
 
 def learn(context: Context) -> Learned:
     """Teacher, then each compression step, each a stage of its own."""
+    from edgekit.compress.effects import TeacherReference
+
     teacher_stage, teacher = _teacher(context)
+    judge = TeacherReference(teacher.module, context.workload)
     stage, student = teacher_stage, teacher
     for number, step in enumerate(context.recipe.student, start=1):
         name = f"{number}-{step.kind}"
-        build = functools.partial(_step, context, teacher, student, number)
+        build = functools.partial(_step, context, judge, student, number)
         before = stage
         stage = context.stage(name, [VERSION, before.key, step, context.recipe.seed, _train_versions()], build)
         student = _load(context, stage)
@@ -85,7 +89,7 @@ def learn(context: Context) -> Learned:
 
 def _teacher(context: Context) -> tuple[Stage, Student]:
     from edgekit.compress.storage import save_student
-    from edgekit.train import train_teacher
+    from edgekit.training.teacher import train_teacher
 
     recipe, identity = context.recipe, context.identity
 
@@ -116,14 +120,14 @@ def _teacher(context: Context) -> tuple[Stage, Student]:
     return stage, _load(context, stage)
 
 
-def _step(context: Context, teacher: Student, student: Student, number: int, work: Path, out: Path) -> None:
+def _step(context: Context, teacher: TeacherReference, student: Student, number: int, work: Path, out: Path) -> None:
     from edgekit.compress.steps import run_step
     from edgekit.compress.storage import save_student
 
     step = context.recipe.student[number - 1]
     made = run_step(
         student,
-        teacher.module,
+        teacher,
         step,
         context.workload,
         seed=context.recipe.seed,
