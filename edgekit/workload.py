@@ -316,7 +316,7 @@ def _source_hash(module: ModuleType | None) -> str:
     folder = Path(file).resolve().parent
     paths = {Path(file).resolve()}
     for path in _loaded_files():
-        if folder in path.parents and "site-packages" not in path.parts:
+        if folder in path.parents and "site-packages" not in path.relative_to(folder).parts:
             paths.add(path)
     hasher = hashlib.sha256()
     for path in sorted(paths):
