@@ -99,7 +99,7 @@ def test_the_wheel_holds_no_test_and_its_data(bare: Path) -> None:
     """Templates, the demo recipe and the typing marker ship; tests, links and benchmarks of the repo do not."""
     (wheel,) = (bare.parent.parent / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"edgekit/py.typed", "edgekit/demo/recipe.yaml", "edgekit/scaffold/recipe.yaml"} <= names
+    assert {"edgekit/py.typed", "edgekit/demo/recipe.yaml", "edgekit/scaffold/templates/recipe.yaml.template"} <= names
     assert any(name.startswith("edgekit/report/templates/") and name.endswith(".css") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert tops == {"edgekit", "edgekit-0.1.0.dist-info"}
