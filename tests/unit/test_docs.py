@@ -1,0 +1,47 @@
+"""The documents say what the code does."""
+
+import re
+from pathlib import Path
+
+import edgekit.errors as errors
+from edgekit.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def every_error(base: type[errors.EdgekitError] = errors.EdgekitError) -> set[type[errors.EdgekitError]]:
+    return {base}.union(*(every_error(sub) for sub in base.__subclasses__() if sub.__module__ == errors.__name__))
+
+
+def test_every_error_code_is_documented() -> None:
+    """docs/errors.md lists each code there is, and no other."""
+    listed = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE))
+    assert listed == {error.code for error in every_error()}
+
+
+def test_every_recipe_key_is_documented() -> None:
+    """docs/recipes.md names every top-level key, plan value and gate."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    keys = set(Recipe.model_fields)
+    for name in ("plan", "gates"):
+        annotation = Recipe.model_fields[name].annotation
+        assert annotation is not None
+        keys |= set(annotation.model_fields)
+    assert {key for key in keys if f"`{key}" not in text} == set()
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    """Relative links in README, ARCHITECTURE and docs/ name files that exist."""
+    broken = []
+    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
+
+
+def test_the_readme_shows_a_model_in_fifteen_lines() -> None:
+    """The README's own workload, blank lines and the file's name aside, has at most fifteen lines."""
+    block = re.search(r"```python\n# workload.py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert len([line for line in block[1].splitlines() if line.strip()]) <= 15
