@@ -6,9 +6,11 @@ out of a hostile file, so `.pt2` is a private exchange between edgekit and its o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import linecache
+import logging
 import os
 import sysconfig
 import traceback
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = ["count_macs", "count_parameters", "export_program", "load_own_program", "save_program"]
+
+_log = logging.getLogger(__name__)
 
 _CONTROL_FLOW_HINT = (
     "the branch or size depends on values inside a tensor, which is unknown when exporting: use torch.where for "
@@ -51,9 +55,12 @@ def export_program(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *
     inputs = _checked_inputs(model, example_inputs, name)
     with _evaluating(model), torch.no_grad():
         _run_once(model, inputs, name)
+        told = io.StringIO()  # torch prints the graph it had so far, whatever its log level
         try:
-            program: ExportedProgram = torch.export.export(model, inputs, strict=False)
+            with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+                program: ExportedProgram = torch.export.export(model, inputs, strict=False)
         except Exception as e:
+            _log.debug("torch.export of %s said: %s", name, told.getvalue())
             raise _export_error(e, name) from e
     return program
 

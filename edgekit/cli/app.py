@@ -15,13 +15,15 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import click
 import typer
 
 import edgekit
 from edgekit.errors import Blame, EdgekitError, Interrupted, exit_status
 
 __all__ = ["app", "fail", "run_command_line"]
+
+_ClickException: Any = typer.BadParameter.__mro__[2]
+"""The base of typer's usage errors; typer carries its own click, so `click.ClickException` is another class."""
 
 app = typer.Typer(
     name="edgekit",
@@ -65,7 +67,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="edgekit", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return fail(
             Interrupted("stopped; what was finished is kept", hint="run the same command again to go on"),
             as_json=as_json,
@@ -74,9 +76,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
         if is_debug:
             traceback.print_exc()
         return fail(e, as_json=as_json) + (10 if command == "compare" else 0)
-    except click.ClickException as e:
+    except _ClickException as e:
         e.show()
-        return e.exit_code + (10 if command == "compare" else 0)
+        return int(e.exit_code) + (10 if command == "compare" else 0)
     except BrokenPipeError:
         # the reader of our output went away (`| head`); Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,3 +127,5 @@ def _configure_logging(is_debug: bool) -> None:
         stream=sys.stderr,
     )
     logging.getLogger("edgekit").setLevel(logging.DEBUG if is_debug else logging.WARNING)
+    if not is_debug:
+        os.environ.setdefault("TORCH_LOGS", "-all")  # what matters of torch's log is in our own messages

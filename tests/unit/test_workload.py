@@ -80,7 +80,9 @@ def test_a_field_of_the_wrong_kind_is_named(tmp_path: Path, change: str, said: s
     name, value = change.split("=", 1)
     fields[name] = value
     body = ", ".join(f"{k}={v}" for k, v in fields.items())
-    (tmp_path / "workload.py").write_text(f"import torch, edgekit\ndef workload():\n    return edgekit.Workload({body})\n")
+    (tmp_path / "workload.py").write_text(
+        f"import torch, edgekit\ndef workload():\n    return edgekit.Workload({body})\n"
+    )
     with pytest.raises(WorkloadError, match=said):
         load_workload("workload.py", base=tmp_path)
 
