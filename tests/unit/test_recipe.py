@@ -78,7 +78,7 @@ def test_depth_size_and_kind_are_bounded(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=said):
             load_recipe(write(tmp_path, text))
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="recipe.yaml"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         load_recipe(tmp_path / "recipe.yaml")
 
 
