@@ -170,7 +170,11 @@ class _Adoption:
         if progress.stage == "done":
             with self._lock:
                 folder = self.scratch / f"{job.model}.{job.scheme}.{job.format}"
-                self._context.stage(job.stage, job.key, lambda _work, out: _adopt(folder, out))
+                took = Artifact.open(folder).passport.conversion_seconds
+                stage = self._context.workspace.stage(
+                    job.stage, self._context.plain(job.key), lambda _work, out: _adopt(folder, out)
+                )
+                self._context.note(job.stage, StageStatus.DONE, seconds=took, key=stage.key)
         else:
             self._context.observe(StageEvent(stage=job.stage, status=StageStatus.PROGRESS, text=progress.stage))
 
