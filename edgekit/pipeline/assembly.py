@@ -185,6 +185,10 @@ def _verdict(rows: tuple[Row, ...], converted: Converted, measured: Measured) ->
     verdict = overall(row.verdict for row in rows)
     if verdict is Verdict.NOT_GATED:
         reasons.append("the recipe asks for no gates")
+    elif verdict is Verdict.PASS:
+        gated = [row for row in rows if row.gates]
+        asked = dict.fromkeys(gate.gate for row in gated for gate in row.gates)
+        reasons.append(f"all {len(gated)} gated rows pass: {', '.join(asked)}")
     return verdict, tuple(reasons)
 
 
