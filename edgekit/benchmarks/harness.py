@@ -30,6 +30,7 @@ from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
 from edgekit.benchmarks.waiting import Progress, Start, read_progress, wait_until_done
 from edgekit.errors import DeviceError, Interrupted, InvalidResultError
 from edgekit.runtimes.catalog import RuntimeSpec, runtime_for
+from edgekit.runtimes.compatibility import require_new_enough
 from edgekit.runtimes.pack import pack_runner
 from edgekit.runtimes.provision import provision, runtime_identity
 from edgekit.runtimes.runner import SCHEMA_VERSION
@@ -67,12 +68,15 @@ def measure(
     `work_dir` takes input files and the packed runner (shared between calls). `on_progress` is told the phase
     and the share of phases that are done. `runtime` is the format's own unless given.
     Raises DeviceError and its kin for the device and the link, InvalidResultError for a result that breaks the
-    format, MissingDependencyError, WorkloadError for inputs that do not fit, Interrupted on Ctrl-C (the job goes on).
+    format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
+    do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
     files = prepare_inputs(inputs, artifact.passport, work_dir)
     runner, runner_sha256 = pack_runner(work_dir)
-    key = job_key(artifact, files, plan, runner_sha256, runtime_identity(runtime, info), info)
+    identity = runtime_identity(runtime, info)
+    require_new_enough(artifact.passport, identity)
+    key = job_key(artifact, files, plan, runner_sha256, identity, info)
     known = None if fresh else store.selected(key)
     if known is not None and _has_outputs(known, store):
         return known

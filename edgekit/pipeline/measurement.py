@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
 from edgekit.benchmarks.values import DeviceInfo, Run
-from edgekit.errors import DeviceError, EdgekitError, HostError, MissingDependencyError, UserError
+from edgekit.errors import Blame, DeviceError, EdgekitError, HostError, Interrupted, UserError
 from edgekit.pipeline.conversion import Converted
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.recipe import DeviceEntry
@@ -104,12 +104,22 @@ def _measure_device(
         info = device.probe(Deadline.after(60))
         store.remember_device(info)
         with device_lock(info, Deadline.after(5)):
-            done = [
-                _measure_one(context, name, device, info, artifact, inputs, store, place / len(converted.all))
-                for place, artifact in enumerate(converted.all)
-            ]
-    is_cached = all(m.was_stored for m in done)
-    context.note(name, StageStatus.CACHED if is_cached else StageStatus.DONE, seconds=time.monotonic() - began)
+            done: list[Measurement] = []
+            for place, artifact in enumerate(converted.all):
+                gone = next((m.error for m in done if m.error is not None and m.error.blame is Blame.LINK), None)
+                done.append(
+                    Measurement(artifact=artifact, device=info.spec, run=None, error=gone)
+                    if gone is not None
+                    else _measure_one(context, name, device, info, artifact, inputs, store, place / len(converted.all))
+                )
+    failed = [m.error for m in done if m.error is not None]
+    status = StageStatus.CACHED if all(m.was_stored for m in done) else StageStatus.DONE
+    context.note(
+        name,
+        StageStatus.FAILED if failed else status,
+        seconds=time.monotonic() - began,
+        text=failed[0].message if failed else "",
+    )
     return info, done
 
 
@@ -146,10 +156,9 @@ def _measure_one(
             fresh=context.options.is_fresh,
             on_progress=tell,
         )
-    except MissingDependencyError as e:
-        context.errors.append(e)
-        return Measurement(artifact=artifact, device=info.spec, run=None, error=e)
-    except DeviceError as e:
+    except Interrupted:
+        raise
+    except EdgekitError as e:
         context.errors.append(e)
         context.warn(f"{shown} on {info.spec}", e.message)
         return Measurement(artifact=artifact, device=info.spec, run=None, error=e)
