@@ -22,6 +22,8 @@ from edgekit.errors import Blame, EdgekitError, Interrupted, exit_status
 
 __all__ = ["app", "fail", "run_command_line"]
 
+_STOPPED = Interrupted("stopped; what was finished is kept", hint="run the same command again to go on")
+
 _ClickException: Any = typer.BadParameter.__mro__[2]
 """The base of typer's usage errors; typer carries its own click, so `click.ClickException` is another class."""
 
@@ -66,12 +68,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
     command = next((a for a in arguments if not a.startswith("-")), "")
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="edgekit", standalone_mode=False)
+        if result == exit_status(_STOPPED):  # typer makes this number of a KeyboardInterrupt
+            return fail(_STOPPED, as_json=as_json)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return fail(
-            Interrupted("stopped; what was finished is kept", hint="run the same command again to go on"),
-            as_json=as_json,
-        )
+        return fail(_STOPPED, as_json=as_json)
     except EdgekitError as e:
         if is_debug:
             traceback.print_exc()
