@@ -34,6 +34,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import MissingDependencyError, WorkloadError
+from edgekit.extras import missing_dependency
 from edgekit.schema import near_miss
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ class WorkloadSource:
                     f"'{self.reference}': no module named '{self.module}'",
                     hint="run edgekit where the module can be imported, or give path/to/file.py:function",
                 ) from e
-            raise WorkloadError(f"'{self.reference}' imports '{e.name}', which is not installed") from e
+            missing = missing_dependency(e, what=f"'{self.reference}'")
+            raise missing or WorkloadError(f"'{self.reference}' imports '{e.name}', which is not installed") from e
         except Exception as e:  # the user's code may raise anything; it is shown with its own line
             raise WorkloadError(f"'{self.reference}' failed to import: {_blame(e)}") from e
 

@@ -19,6 +19,7 @@ import typer
 
 import edgekit
 from edgekit.errors import Blame, EdgekitError, Interrupted, exit_status
+from edgekit.extras import missing_dependency
 
 __all__ = ["app", "fail", "run_command_line"]
 
@@ -84,6 +85,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
         # the reader of our output went away (`| head`); Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as e:
+        missing = missing_dependency(e, what="this command")
+        if missing is None:
+            return _bug(e, is_debug)
+        return fail(missing, as_json=as_json) + (10 if command == "compare" else 0)
     except Exception as e:  # noqa: BLE001  the border of the program: everything else is a bug, said as one
         return _bug(e, is_debug)
 
