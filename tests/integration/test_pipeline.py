@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from edgekit.store import ResultStore
 pytestmark = [pytest.mark.toolchain, pytest.mark.slow]
 
 DIGITS = Path(__file__).parents[1] / "support" / "digits"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of these tests' own, so that an edgekit that measures on this host meanwhile does not lock them out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def edgekit(*argv: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
