@@ -2,7 +2,7 @@
 # Install the Debian/Ubuntu packages that the demo and the tests use, when root and when apt is there.
 #
 #   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
-#   scripts/install_system_packages.sh --test   also a browser for the report's tests
+#   scripts/install_system_packages.sh --test   also a browser for the report's tests, and other shells for the device scripts
 #
 # edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
 # uses other data and leaves the board out, and the tests that need them are skipped with a reason.
@@ -10,7 +10,7 @@ set -euo pipefail
 
 packages=(mmdebstrap iproute2 debian-archive-keyring dataset-fashion-mnist)
 if [[ ${1:-} == --test ]]; then
-  packages+=(chromium)
+  packages+=(chromium mksh busybox)
 fi
 
 missing=()
