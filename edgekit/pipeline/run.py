@@ -8,7 +8,6 @@ nothing, a changed gate measures nothing again, and a killed run goes on where i
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from edgekit.store import ResultStore
 
 __all__ = ["Context", "RunOptions", "RunOutcome", "run_recipe"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

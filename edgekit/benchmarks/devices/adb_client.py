@@ -25,7 +25,7 @@ from edgekit.benchmarks.devices.process import run_bounded
 from edgekit.benchmarks.devices.transport import Reply
 from edgekit.errors import DeviceLost, DeviceUnusable, HostError
 
-__all__ = ["MIN_PLATFORM_TOOLS", "AdbClient", "find_adb", "host_lock"]
+__all__ = ["MIN_PLATFORM_TOOLS", "AdbClient", "file_lock", "find_adb", "host_lock"]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,13 @@ class AdbClient:
 def host_lock(name: str, deadline: Deadline) -> Iterator[None]:
     """Hold the lock `name` among all of this user's processes on the host. Raises HostError past the deadline."""
     path = Path(tempfile.gettempdir()) / f"edgekit-{os.getuid()}-{name}.lock"
+    with file_lock(path, deadline, busy=f"another process holds {path}", hint="wait for it, or end it"):
+        yield
+
+
+@contextmanager
+def file_lock(path: Path, deadline: Deadline, *, busy: str, hint: str | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, which stays. Raises HostError saying `busy` past the deadline."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         while True:
@@ -87,7 +94,7 @@ def host_lock(name: str, deadline: Deadline) -> Iterator[None]:
                 break
             except BlockingIOError as e:
                 if deadline.remaining <= 0:
-                    raise HostError(f"another process holds {path}", hint="wait for it, or end it") from e
+                    raise HostError(busy, hint=hint) from e
                 time.sleep(0.02)
         yield
     finally:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from edgekit.benchmarks.devices.adb_client import file_lock
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.cell import remove_tree, start_cell
-from edgekit.errors import DeviceTimeout, DeviceUnusable, HostError
+from edgekit.errors import DeviceTimeout, DeviceUnusable
 from edgekit.schema import digest
 
 __all__ = ["KEYRING", "board_tree", "debian_mirror", "recipe_id"]
@@ -50,7 +48,8 @@ def board_tree(arch: str, boards: Path, deadline: Deadline) -> Path:
     if tree.is_dir():
         return tree
     boards.mkdir(parents=True, exist_ok=True, mode=0o755)
-    with _locked(boards / f"{arch}.lock", deadline):
+    lock = boards / f"{arch}.lock"
+    with file_lock(lock, deadline, busy=f"another process is still building the board ({lock})"):
         for leftover in boards.glob(f".build-{arch}-*"):
             remove_tree(leftover)
         if not tree.is_dir():
@@ -62,23 +61,6 @@ def board_tree(arch: str, boards: Path, deadline: Deadline) -> Path:
             finally:
                 remove_tree(work)
     return tree
-
-
-@contextmanager
-def _locked(path: Path, deadline: Deadline) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as e:
-                if deadline.remaining <= 0:
-                    raise HostError(f"another process is still building the board ({path})") from e
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _bootstrap(arch: str, tree: Path, log_file: Path, deadline: Deadline) -> None:
