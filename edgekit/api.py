@@ -90,6 +90,7 @@ def convert(
     sequence of tuples of arrays or tensors); static schemes need it. The user's module is not changed.
     Raises ExportError, UnsupportedError, ConversionError; the artifacts that were finished stay on disk.
     """
+    from edgekit.converters.base import QuantizationOptions
     from edgekit.converters.conversion import ConversionOptions, convert_model
 
     outcome = convert_model(
@@ -101,7 +102,10 @@ def convert(
         calibration=_arrays(calibration),
         output_dir=Path(output_dir),
         options=ConversionOptions(
-            io_dtype=io_dtype, jobs=jobs, timeout_seconds=timeout_seconds, allow_lossy=allow_lossy
+            quantization=QuantizationOptions(io_dtype=io_dtype),
+            jobs=jobs,
+            timeout_seconds=timeout_seconds,
+            allow_lossy=allow_lossy,
         ),
     )
     outcome.raise_failures()

@@ -20,16 +20,23 @@ from edgekit.schema import Record, read_record, sha256_of, write_atomically
 __all__ = [
     "PASSPORT_NAME",
     "Artifact",
+    "CalibrationFacts",
     "Delegate",
     "Effect",
+    "ExtraFile",
     "Fidelity",
     "Format",
     "LineageStep",
+    "MicroFacts",
+    "NodeRule",
     "OpCount",
     "OutputFidelity",
     "Passport",
     "QuantizationParams",
+    "RangeRule",
+    "RuleAction",
     "Scheme",
+    "Signature",
     "TensorSpec",
     "UnquantizedOp",
 ]
@@ -71,6 +78,49 @@ class Scheme(StrEnum):
     WEIGHT_W4 = "weight_w4"
     STATIC_W8A8 = "static_w8a8"
     STATIC_W8A16 = "static_w8a16"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing in it is an integer."""
+        return self in (Scheme.FP32, Scheme.FP16)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether activation ranges are fixed at conversion, which needs calibration."""
+        return self in (Scheme.STATIC_W8A8, Scheme.STATIC_W8A16)
+
+
+class RangeRule(StrEnum):
+    """How the range of an activation is found from what calibration saw of it."""
+
+    AUTO = "auto"
+    """Every rule, tensor by tensor, and the one with the best SQNR at the outputs of the model."""
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+class RuleAction(StrEnum):
+    """What a `NodeRule` asks for."""
+
+    FLOAT = "float"
+    """Keep the op in float."""
+    INT16 = "int16"
+    """Give its output 16-bit activations."""
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+class NodeRule(Record):
+    """An exception to the scheme for some ops.
+
+    `node` is a node of the exported program (`conv2d_3`), or the path of the user's submodule (`features.3`, which
+    takes in everything below it); `*` and `?` match as in a shell.
+    """
+
+    node: str
+    action: RuleAction
 
 
 class QuantizationParams(Record):
@@ -129,6 +179,11 @@ class OutputFidelity(Record):
     cosine: float | None
     max_abs_error: float | None
     non_finite: int
+    agreement: float | None = None
+    """Share of equal answers: the arg max of float outputs over their classes (axis 1 of four, else the last), the
+    values themselves of integer and boolean ones; None for any other output."""
+    reference_rms: float | None = None
+    """Root mean square of the PyTorch output, which the errors are to be seen against."""
 
 
 class Fidelity(Record):
@@ -136,7 +191,7 @@ class Fidelity(Record):
 
     samples: int
     source: str
-    """Which inputs: `calibration`, `held-out`, `example`."""
+    """Which inputs: `calibration`, `held-out`, `example`, `random`."""
     outputs: tuple[OutputFidelity, ...]
     top1_agreement: float | None = None
     runtime: str
@@ -165,10 +220,56 @@ class LineageStep(Record):
     seconds: float | None = None
 
 
+class CalibrationFacts(Record):
+    """How activation ranges were found."""
+
+    samples: int
+    rule: str
+    """A `RangeRule`, or `trained` for a graph that brought its ranges from quantization-aware training."""
+    bias_correction: bool = False
+    rules: tuple[NodeRule, ...] = ()
+    """Exceptions that were asked for and applied."""
+    compared: dict[str, float] = Field(default_factory=dict)
+    """Each way tried, and the SQNR in dB it gave on calibration inputs; the best one was used."""
+    per_tensor: dict[str, int] = Field(default_factory=dict)
+    """How many tensors took each rule."""
+
+
+class Signature(Record):
+    """One entry point of a file that has several."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    fidelity: Fidelity | None = None
+
+
+class ExtraFile(Record):
+    """A file that belongs to the artifact beside the model file; `path` is relative to its folder."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class MicroFacts(Record):
+    """What the model takes on a microcontroller, measured in TensorFlow Lite Micro's interpreter on the host."""
+
+    arena_bytes: int
+    """The tensor arena the interpreter used; a 64-bit host needs a little more than a 32-bit target."""
+    flash_bytes: int
+    """Bytes of the model in flash; the kernels come on top."""
+    kernels: tuple[str, ...]
+    """The kernels to register (`AddConv2D`, …)."""
+    flash_budget_bytes: int | None = None
+    ram_budget_bytes: int | None = None
+
+
 class Passport(Record):
     """Everything known about a model file; see the module docstring."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
+    """2 added everything below `conversion_peak_rss_bytes`; 1 is still read."""
     name: str
     """Shown name, `student.static_w8a8.tflite` style; never used as a path."""
     format: Format
@@ -195,6 +296,21 @@ class Passport(Record):
     """How it was made, where that is neither a warning nor an option: `activation ranges by histogram …`."""
     conversion_seconds: float | None = None
     conversion_peak_rss_bytes: int | None = None
+    backend: str | None = None
+    """The converter that wrote it (`tflite`, `onnx-tf`, …); None of a foreign file."""
+    calibration: CalibrationFacts | None = None
+    calibration_fidelity: Fidelity | None = None
+    """As `fidelity`, on the calibration inputs, where `fidelity` is of held-out ones."""
+    transposes: int | None = None
+    """Ops that only reorder the axes of activations, run at every inference."""
+    boundaries: int | None = None
+    """Ops that quantize or dequantize activations, run at every inference."""
+    peak_activation_bytes: int | None = None
+    """The most bytes of activations that are alive at once, in the order of the file, no op in place."""
+    signatures: tuple[Signature, ...] = ()
+    """Every entry point, where there is more than one; `inputs` and `outputs` are of the first."""
+    extra_files: tuple[ExtraFile, ...] = ()
+    micro: MicroFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

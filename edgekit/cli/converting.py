@@ -37,6 +37,7 @@ def convert(
     from rich.console import Console
 
     from edgekit.api import convert_workload
+    from edgekit.converters.base import QuantizationOptions
     from edgekit.converters.conversion import ConversionOptions
 
     errors = Console(stderr=True)
@@ -48,7 +49,12 @@ def convert(
             schemes=_names(scheme),
             output_dir=output,
             calibration=calibration,
-            options=ConversionOptions(io_dtype=io_dtype, jobs=jobs, timeout_seconds=timeout, allow_lossy=allow_lossy),
+            options=ConversionOptions(
+                quantization=QuantizationOptions(io_dtype=io_dtype),
+                jobs=jobs,
+                timeout_seconds=timeout,
+                allow_lossy=allow_lossy,
+            ),
             on_progress=lambda p: status.update(f"{p.target} {p.scheme or ''} · {p.stage}"),
         )
     if as_json:

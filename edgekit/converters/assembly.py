@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from edgekit.artifact import Artifact, Format, Passport, Scheme, TensorSpec
-from edgekit.converters.base import Capability, ConversionRequest
+from edgekit.artifact import Artifact, CalibrationFacts, Fidelity, Format, Passport, Scheme, TensorSpec, UnquantizedOp
+from edgekit.converters.base import ConversionRequest
 from edgekit.converters.calibration import input_specs
-from edgekit.converters.fidelity import measure_fidelity
+from edgekit.converters.fidelity import Samples, measure_fidelity, probe_inputs
 from edgekit.converters.host_runtimes import load_runtime, runtime_name
 from edgekit.converters.passports.facts import FileFacts
 from edgekit.converters.passports.reader import read_facts
 from edgekit.exporting import count_macs, count_parameters
 from edgekit.schema import sha256_of
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = ["assemble", "left_float", "tool_versions", "verified"]
 
-__all__ = ["assemble", "table", "tool_versions"]
-
-
-def table(supported: dict[Scheme, str], unsupported: dict[Scheme, str]) -> tuple[Capability, ...]:
-    """Every scheme in order, supported or not, with its note."""
-    return tuple(
-        Capability(scheme=s, supported=s in supported, note=supported.get(s) or unsupported.get(s) or "not written yet")
-        for s in Scheme
-    )
+MAX_CALIBRATION = 64
+"""Calibration samples that are run again to compare with held-out ones."""
 
 
 def tool_versions(packages: Sequence[str]) -> dict[str, str]:
@@ -43,62 +35,81 @@ def tool_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def assemble(
-    request: ConversionRequest, path: Path, kind: Format, *, tools: Sequence[str], notes: Sequence[str] = ()
+    request: ConversionRequest,
+    path: Path,
+    kind: Format,
+    *,
+    tools: Sequence[str],
+    notes: Sequence[str] = (),
+    calibration: CalibrationFacts | None = None,
+    facts: FileFacts | None = None,
 ) -> Artifact:
-    """The artifact of a model file just written at `path`, its passport saved beside it."""
-    facts = read_facts(path, kind)
-    held_out = bool(request.verification)
-    samples = request.verification or request.calibration or _example(request)
-    fidelity = None
-    if samples:
-        source = "held-out" if held_out else "calibration" if request.calibration else "example"
-        fidelity = measure_fidelity(
-            request.program,
-            samples,
-            load_runtime(path, kind, threads=request.threads),
-            names=[spec.name for spec in facts.outputs],
-            source=source,
-            runtime=runtime_name(kind),
-        )
+    """The artifact of a model file just written at `path`, its passport saved beside it.
+
+    `facts` is what the file says, where the backend has read (and added to) it already.
+    """
+    facts = facts or read_facts(path, kind)
     passport = Passport(
-        name=f"{request.name}.{request.scheme}.{kind}",
+        name=f"{request.name}.{request.scheme}.{request.backend or kind}",
         format=kind,
         scheme=request.scheme,
         file=path.name,
         sha256=sha256_of(path),
         size_bytes=path.stat().st_size,
-        inputs=_with_layouts(facts, request),
+        inputs=_with_layouts(facts.inputs, request),
         outputs=facts.outputs,
         ops=facts.ops,
-        unquantized_ops=facts.float_ops if request.scheme.value.startswith("static") else (),
+        unquantized_ops=left_float(facts, request.scheme),
         delegates=facts.delegates,
         parameters=count_parameters(request.program),
         macs=count_macs(request.program),
-        fidelity=fidelity,
+        **verified(request, path, kind, facts),
         minimum_runtime=facts.minimum_runtime,
         tool_versions=tool_versions(("torch", *tools)),
         lineage=request.lineage,
         notes=tuple(notes),
         warnings=(*facts.warnings, *_dtype_changes(facts, request)),
+        backend=request.backend or kind.value,
+        calibration=calibration,
+        transposes=facts.transposes,
+        boundaries=facts.boundaries,
+        peak_activation_bytes=facts.peak_activation_bytes,
     )
     artifact = Artifact(path=path, passport=passport)
     artifact.save_passport()
     return artifact
 
 
-def _example(request: ConversionRequest) -> tuple[tuple[np.ndarray, ...], ...]:
-    """The program's own example inputs as one sample; empty when it carries none."""
-    if request.program.example_inputs is None:
+def left_float(facts: FileFacts, scheme: Scheme | None) -> tuple[UnquantizedOp, ...]:
+    """What counts as left in float: under a static scheme every float op, else every op with float weights."""
+    if scheme is None or scheme.is_float:
         return ()
-    args, _ = request.program.example_inputs
-    return (tuple(value.detach().numpy() for value in args),)
+    return facts.float_ops if scheme.is_static else facts.float_weights
 
 
-def _with_layouts(facts: FileFacts, request: ConversionRequest) -> tuple[TensorSpec, ...]:
-    layouts = (*request.input_layouts, *([None] * len(facts.inputs)))
-    return tuple(
-        spec.model_copy(update={"layout": layout}) for spec, layout in zip(facts.inputs, layouts, strict=False)
-    )
+def verified(request: ConversionRequest, path: Path, kind: Format, facts: FileFacts) -> dict[str, Any]:
+    """The fidelity fields of a passport: the file run on held-out and calibration inputs, or on made ones."""
+    run = load_runtime(path, kind, threads=request.threads)
+
+    def measured(samples: Samples, source: str) -> Fidelity:
+        return measure_fidelity(
+            request.program,
+            samples,
+            run,
+            names=[spec.name for spec in facts.outputs],
+            source=source,
+            runtime=runtime_name(kind),
+        )
+
+    on_calibration = measured(request.calibration[:MAX_CALIBRATION], "calibration") if request.calibration else None
+    if request.verification:
+        return {"fidelity": measured(request.verification, "held-out"), "calibration_fidelity": on_calibration}
+    return {"fidelity": on_calibration or measured(probe_inputs(request.program), "random")}
+
+
+def _with_layouts(specs: Sequence[TensorSpec], request: ConversionRequest) -> tuple[TensorSpec, ...]:
+    layouts = (*request.input_layouts, *([None] * len(specs)))
+    return tuple(spec.model_copy(update={"layout": layout}) for spec, layout in zip(specs, layouts, strict=False))
 
 
 def _dtype_changes(facts: FileFacts, request: ConversionRequest) -> list[str]:

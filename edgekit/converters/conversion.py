@@ -150,10 +150,16 @@ def _split_by_support(
         if capability is not None and capability.supported:
             supported.append(scheme)
         else:
-            note = capability.note if capability is not None else "not known to this backend"
+            note = _refusal(capability)
             problem = Problem(backend=target, message=f"cannot write {scheme}: {note}")
             refused.append(ConversionFailure(target=target, scheme=scheme, error=UnsupportedError([problem])))
     return tuple(supported), tuple(refused)
+
+
+def _refusal(capability: Capability | None) -> str:
+    if capability is None:
+        return "not known to this backend"
+    return capability.note + (f"; nearest: {capability.nearest}" if capability.nearest else "")
 
 
 def _run_batch(

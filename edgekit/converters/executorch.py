@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Artifact, Format, Scheme
-from edgekit.converters.assembly import assemble, table
+from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
+from edgekit.converters.capabilities import capabilities_of
 from edgekit.converters.fidelity import reference_outputs, sqnr_db
 from edgekit.converters.lowerings import find_problems
 from edgekit.errors import ConversionError, MissingDependencyError, Problem
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["ExecuTorchConverter"]
 
 _TOOLS = ("executorch", "torchao")
-_SUPPORTED = {
-    Scheme.FP32: "float, XNNPACK delegate",
-    Scheme.STATIC_W8A8: "int8 weights with one scale per channel, int8 activations; float inputs and outputs",
-}
-_UNSUPPORTED = {
-    Scheme.FP16: "not written yet; nearest: fp32",
-    Scheme.DYNAMIC_W8: "not written yet; nearest: static_w8a8, or dynamic_w8 in tflite",
-    Scheme.WEIGHT_W8: "XNNPACK has no float kernel with int8 weights; nearest: static_w8a8",
-    Scheme.WEIGHT_W4: "not written yet; nearest: static_w8a8",
-    Scheme.STATIC_W8A16: "XNNPACK has no int16 activations; nearest: static_w8a16 in tflite",
-}
 _COMPARED_SAMPLES = 32
 
 
@@ -45,7 +35,7 @@ class ExecuTorchConverter:
 
     def capabilities(self) -> tuple[Capability, ...]:
         """Every scheme; needs no toolchain installed."""
-        return table(_SUPPORTED, _UNSUPPORTED)
+        return capabilities_of("executorch")
 
     def check(self, request: ConversionRequest) -> tuple[Problem, ...]:
         """Every op of the program that neither XNNPACK nor executorch's kernels have."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Artifact, Format, Scheme
-from edgekit.converters.assembly import assemble, table
+from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
+from edgekit.converters.capabilities import capabilities_of
 from edgekit.converters.lowerings import find_problems
 from edgekit.errors import ConversionError, MissingDependencyError, Problem, UnsupportedError
 
@@ -25,17 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["OnnxConverter"]
 
 _TOOLS = ("onnx", "onnxscript", "onnxruntime")
-_SUPPORTED = {
-    Scheme.FP32: "float, opset 20",
-    Scheme.STATIC_W8A8: "QDQ, int8 weights with one scale per channel, uint8 activations, min/max; float in and out",
-}
-_UNSUPPORTED = {
-    Scheme.FP16: "onnxruntime's CPU kernels compute it in float32 between casts; nearest: fp32",
-    Scheme.DYNAMIC_W8: "not written yet; nearest: static_w8a8, or dynamic_w8 in tflite",
-    Scheme.WEIGHT_W8: "not written yet; nearest: static_w8a8, or weight_w8 in tflite",
-    Scheme.WEIGHT_W4: "not written yet; nearest: static_w8a8",
-    Scheme.STATIC_W8A16: "onnxruntime's CPU has few int16 kernels; nearest: static_w8a16 in tflite",
-}
 MAX_WEIGHT_BYTES = 1_500_000_000
 """protobuf ends at 2 GB; above this a file would need external data, which runners would have to push too."""
 
@@ -50,7 +40,7 @@ class OnnxConverter:
 
     def capabilities(self) -> tuple[Capability, ...]:
         """Every scheme; needs no toolchain installed."""
-        return table(_SUPPORTED, _UNSUPPORTED)
+        return capabilities_of("onnx")
 
     def check(self, request: ConversionRequest) -> tuple[Problem, ...]:
         """Every op of the program that onnxscript's torch library has no translation for, and too large a model."""

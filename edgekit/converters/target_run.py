@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, LineageStep, Scheme
+from edgekit.converters.base import MicroBudget, QuantizationOptions
 from edgekit.converters.wire import SchemeResult, WorkRequest, save_samples
 from edgekit.errors import ConversionError, EdgekitError
 from edgekit.isolation import ChildExit, failure_of, run_child, stderr_tail
@@ -40,8 +41,10 @@ class ConversionOptions:
 
     lineage: tuple[LineageStep, ...] = ()
     input_layouts: tuple[str | None, ...] = ()
-    io_dtype: str = "int8"
-    """Inputs and outputs of full-integer TFLite: `int8` or `float32`."""
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
+    is_trained: bool = False
+    """The program holds quantize and dequantize ops from quantization-aware training; see `ConversionRequest`."""
+    micro: MicroBudget = field(default_factory=MicroBudget)
     jobs: int = 1
     """Children at a time; two need twice the memory and pay only with idle cores."""
     threads: int = 1
@@ -74,6 +77,8 @@ class Batch:
     output_dir: Path
     options: ConversionOptions
     report: Callable[[ConversionProgress], None]
+    signatures: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    """Further entry points: name to program file and sha256."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -116,7 +121,9 @@ class TargetRun:
     def _prepare(self) -> None:
         """Write everything the child reads."""
         batch, folder = self._batch, self._folder
-        shutil.copyfile(batch.program_path, folder / "program.pt2")
+        _place(batch.program_path, folder / "program.pt2")
+        for index, (path, _) in enumerate(batch.signatures.values()):
+            _place(path, folder / f"signature.{index}.pt2")
         if batch.calibration:
             save_samples(folder / "calibration.npz", batch.calibration)
         if batch.verification:
@@ -129,7 +136,10 @@ class TargetRun:
             schemes=self._schemes,
             has_calibration=bool(batch.calibration),
             has_verification=bool(batch.verification),
-            io_dtype=batch.options.io_dtype,
+            quantization=batch.options.quantization,
+            is_trained=batch.options.is_trained,
+            signatures={name: sha256 for name, (_, sha256) in batch.signatures.items()},
+            micro=batch.options.micro,
             input_layouts=batch.options.input_layouts,
             lineage=batch.options.lineage,
             threads=batch.options.threads,
@@ -196,3 +206,11 @@ class TargetRun:
             final.rename(self._folder / f"replaced.{result.scheme}")
         made.rename(final)
         return Artifact(path=final / artifact.path.name, passport=artifact.passport)
+
+
+def _place(path: Path, target: Path) -> None:
+    """A hard link (the files are never written to again), or a copy where the file systems differ."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)

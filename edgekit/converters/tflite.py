@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Artifact, Format, Scheme
-from edgekit.converters.assembly import assemble, table
+from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
+from edgekit.converters.capabilities import capabilities_of
 from edgekit.converters.lowerings import find_problems
-from edgekit.errors import ConversionError, MissingDependencyError, Problem, UserError
+from edgekit.errors import ConversionError, MissingDependencyError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,18 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["TFLiteConverter"]
 
 _TOOLS = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
-_IO_DTYPES = ("int8", "float32")
-_SUPPORTED = {
-    Scheme.FP32: "float weights and activations",
-    Scheme.STATIC_W8A8: "full integer, int8 inputs and outputs, one weight scale per channel, exact min/max",
-    Scheme.STATIC_W8A16: "int8 weights with one scale per channel, int16 activations, inputs and outputs",
-    Scheme.DYNAMIC_W8: "int8 weights, activations quantized on the fly by the runtime, float inputs and outputs",
-    Scheme.WEIGHT_W8: "int8 weights, dequantized before float arithmetic: smaller, not faster",
-}
-_UNSUPPORTED = {
-    Scheme.FP16: "not written yet; nearest: fp32, or weight_w8 for a smaller file",
-    Scheme.WEIGHT_W4: "not written yet; nearest: weight_w8",
-}
 
 
 class TFLiteConverter:
@@ -48,7 +37,7 @@ class TFLiteConverter:
 
     def capabilities(self) -> tuple[Capability, ...]:
         """Every scheme; needs no toolchain installed."""
-        return table(_SUPPORTED, _UNSUPPORTED)
+        return capabilities_of("tflite")
 
     def check(self, request: ConversionRequest) -> tuple[Problem, ...]:
         """Every op of the program that litert-torch has no lowering for."""
@@ -56,8 +45,6 @@ class TFLiteConverter:
 
     def convert(self, request: ConversionRequest) -> Artifact:
         """Write `model.tflite` and its passport. Raises ConversionError."""
-        if request.io_dtype not in _IO_DTYPES:
-            raise UserError(f"io_dtype '{request.io_dtype}' is not one of {', '.join(_IO_DTYPES)}")
         content = self._float_content(request.program)
         if request.scheme is not Scheme.FP32:
             content = _quantized(content, request)
@@ -114,7 +101,7 @@ def _quantized(content: bytes, request: ConversionRequest) -> bytes:
         raise MissingDependencyError("quantizing TFLite files", extra="tflite", package="ai-edge-quantizer") from e
     try:
         worker = quantizer.Quantizer(content)
-        worker.load_quantization_recipe(_recipe(request.scheme, request.io_dtype))
+        worker.load_quantization_recipe(_recipe(request.scheme, request.quantization.io_dtype))
         ranges = _exact_ranges(content, request, worker) if worker.need_calibration else None
         result = worker.quantize(ranges)
     except Exception as e:  # the quantizer raises ValueError, RuntimeError, KeyError, … by case

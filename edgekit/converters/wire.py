@@ -2,6 +2,7 @@
 
     request.json              WorkRequest            parent -> child
     program.pt2               the exported program; its sha256 is in the request
+    signature.<n>.pt2         further entry points, likewise
     calibration.npz           arrays s<sample>_i<input>; verification.npz likewise
     stage.txt                 `<scheme> <stage>`, replaced as the child goes on, so that a death can be placed
     result.<scheme>.json      SchemeResult           child -> parent, written when out/<scheme> is complete
@@ -15,7 +16,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from edgekit.artifact import LineageStep, Scheme
+from edgekit.converters.base import MicroBudget, QuantizationOptions
 from edgekit.errors import (
     ArtifactError,
     ConversionError,
@@ -48,7 +52,11 @@ class WorkRequest(Record):
     schemes: tuple[Scheme, ...]
     has_calibration: bool = False
     has_verification: bool = False
-    io_dtype: str = "int8"
+    quantization: QuantizationOptions = QuantizationOptions()
+    is_trained: bool = False
+    signatures: dict[str, str] = Field(default_factory=dict)
+    """Name of each further entry point to the sha256 of `signature.<index>.pt2`, in order."""
+    micro: MicroBudget = MicroBudget()
     input_layouts: tuple[str | None, ...] = ()
     lineage: tuple[LineageStep, ...] = ()
     threads: int = 1

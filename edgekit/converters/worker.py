@@ -55,7 +55,14 @@ def _base_request(folder: Path, work: WorkRequest) -> ConversionRequest:
         verification=load_samples(folder / "verification.npz") if work.has_verification else (),
         output_dir=folder / "out",
         lineage=work.lineage,
-        io_dtype=work.io_dtype,
+        backend=work.converter,
+        quantization=work.quantization,
+        is_trained=work.is_trained,
+        signatures={
+            name: load_own_program(folder / f"signature.{index}.pt2", sha256)
+            for index, (name, sha256) in enumerate(work.signatures.items())
+        },
+        micro=work.micro,
         input_layouts=work.input_layouts,
         threads=work.threads,
     )

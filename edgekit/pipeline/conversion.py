@@ -119,6 +119,7 @@ def _refuse(_work: Path, out: Path) -> None:
 
 def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dict[str, EdgekitError]:
     """Convert `jobs`, each artifact becoming its stage the moment it is finished; stage name to its failure."""
+    from edgekit.converters.base import QuantizationOptions
     from edgekit.converters.conversion import ConversionOptions, convert_model
 
     recipe = context.recipe
@@ -126,7 +127,7 @@ def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dic
     options = ConversionOptions(
         lineage=student.lineage,
         input_layouts=context.workload.input_layouts,
-        io_dtype=recipe.convert.io_dtype,
+        quantization=QuantizationOptions(io_dtype=recipe.convert.io_dtype),
         jobs=recipe.convert.jobs,
         timeout_seconds=recipe.convert.timeout_seconds,
         allow_lossy=recipe.convert.allow_lossy,

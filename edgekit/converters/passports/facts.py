@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from edgekit.artifact import Delegate, Format, OpCount, Scheme, TensorSpec, UnquantizedOp
+from edgekit.artifact import Delegate, Format, OpCount, Scheme, Signature, TensorSpec, UnquantizedOp
 from edgekit.schema import Record
 
 __all__ = [
@@ -17,9 +17,11 @@ __all__ = [
     "FileFacts",
     "InspectionAnswer",
     "InspectionRequest",
+    "Lifetime",
     "Node",
     "count_ops",
     "infer_scheme",
+    "peak_bytes",
     "unquantized",
 ]
 
@@ -40,6 +42,27 @@ class Node(NamedTuple):
     is_delegated: bool = True
 
 
+class Lifetime(NamedTuple):
+    """One activation of a file: its size, and the first and last op (by position) at which it must be in memory."""
+
+    size_bytes: int
+    first: int
+    last: int
+
+
+def peak_bytes(lifetimes: Iterable[Lifetime]) -> int:
+    """The most bytes alive at once, every op's inputs and outputs held together while it runs."""
+    changes: Counter[int] = Counter()
+    for lifetime in lifetimes:
+        changes[lifetime.first] += lifetime.size_bytes
+        changes[lifetime.last + 1] -= lifetime.size_bytes
+    alive = most = 0
+    for position in sorted(changes):
+        alive += changes[position]
+        most = max(most, alive)
+    return most
+
+
 class FileFacts(Record):
     """Everything one model file says about itself."""
 
@@ -48,10 +71,19 @@ class FileFacts(Record):
     ops: tuple[OpCount, ...]
     float_ops: tuple[UnquantizedOp, ...] = ()
     """Ops that compute in float, listed whatever the scheme; they count as unquantized when it is a static one."""
+    float_weights: tuple[UnquantizedOp, ...] = ()
+    """Ops whose weights are float constants: what a dynamic or weight-only scheme left out."""
     delegates: tuple[Delegate, ...] = ()
     per_channel_weights: int = 0
     """Weight tensors with one scale per output channel."""
     minimum_runtime: dict[str, str] = Field(default_factory=dict)
+    transposes: int | None = None
+    """Ops that only reorder the axes of activations (a transpose of a constant is folded or counted as none)."""
+    boundaries: int | None = None
+    """Ops that quantize or dequantize activations."""
+    peak_activation_bytes: int | None = None
+    signatures: tuple[Signature, ...] = ()
+    """Every entry point, when there are several."""
     warnings: tuple[str, ...] = ()
 
 

@@ -38,10 +38,14 @@ def inspect_file(path: Path) -> Passport:
         inputs=facts.inputs,
         outputs=facts.outputs,
         ops=facts.ops,
-        unquantized_ops=facts.float_ops if scheme is not None and scheme.value.startswith("static") else (),
+        unquantized_ops=facts.float_ops if scheme is not None and scheme.is_static else (),
         delegates=facts.delegates,
         minimum_runtime=facts.minimum_runtime,
         warnings=facts.warnings,
+        transposes=facts.transposes,
+        boundaries=facts.boundaries,
+        peak_activation_bytes=facts.peak_activation_bytes,
+        signatures=facts.signatures,
     )
 
 

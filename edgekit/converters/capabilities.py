@@ -1,0 +1,61 @@
+"""Which backend writes which scheme: the one table, which `check`, `convert`, `edgekit converters` and the docs read.
+
+Every supported pair is converted, run in its runtime and judged by tests/contract/test_converter.py, so that a pair
+stands here as supported only while that is so.
+"""
+
+from __future__ import annotations
+
+from edgekit.artifact import Scheme
+from edgekit.converters.base import Capability
+
+__all__ = ["TABLE", "capabilities_of"]
+
+
+def _yes(note: str) -> tuple[bool, str, str | None]:
+    return True, note, None
+
+
+def _no(why: str, nearest: str) -> tuple[bool, str, str | None]:
+    return False, why, nearest
+
+
+TABLE: dict[str, dict[Scheme, tuple[bool, str, str | None]]] = {
+    "tflite": {
+        Scheme.FP32: _yes("float weights and activations"),
+        Scheme.FP16: _no("not written yet", "fp32"),
+        Scheme.DYNAMIC_W8: _yes("int8 weights, activations quantized on the fly, float inputs and outputs"),
+        Scheme.WEIGHT_W8: _yes("int8 weights, dequantized before float arithmetic: smaller, not faster"),
+        Scheme.WEIGHT_W4: _no("not written yet", "weight_w8"),
+        Scheme.STATIC_W8A8: _yes("full integer; one weight scale per channel; int8 or float32 inputs and outputs"),
+        Scheme.STATIC_W8A16: _yes("int8 weights, one scale per channel; int16 activations"),
+    },
+    "executorch": {
+        Scheme.FP32: _yes("float, XNNPACK delegate"),
+        Scheme.FP16: _no("not written yet", "fp32"),
+        Scheme.DYNAMIC_W8: _no("not written yet", "static_w8a8"),
+        Scheme.WEIGHT_W8: _no("XNNPACK has no float kernel with int8 weights", "static_w8a8"),
+        Scheme.WEIGHT_W4: _no("not written yet", "static_w8a8"),
+        Scheme.STATIC_W8A8: _yes("PT2E; int8 weights, one scale per channel; int8 activations; float in and out"),
+        Scheme.STATIC_W8A16: _no("XNNPACK has no int16 activations", "static_w8a16 in tflite"),
+    },
+    "onnx": {
+        Scheme.FP32: _yes("float, opset 20"),
+        Scheme.FP16: _no("not written yet", "fp32"),
+        Scheme.DYNAMIC_W8: _no("not written yet", "static_w8a8"),
+        Scheme.WEIGHT_W8: _no("not written yet", "static_w8a8"),
+        Scheme.WEIGHT_W4: _no("not written yet", "static_w8a8"),
+        Scheme.STATIC_W8A8: _yes("QDQ; int8 weights, one scale per channel; uint8 activations; float in and out"),
+        Scheme.STATIC_W8A16: _no("not written yet", "static_w8a16 in tflite"),
+    },
+}
+"""Backend to scheme to (is it supported, how or why not, the nearest that is)."""
+
+
+def capabilities_of(backend: str) -> tuple[Capability, ...]:
+    """Every scheme of a built-in backend, in order."""
+    return tuple(
+        Capability(scheme=scheme, supported=supported, note=note, nearest=nearest)
+        for scheme in Scheme
+        for supported, note, nearest in [TABLE[backend][scheme]]
+    )
