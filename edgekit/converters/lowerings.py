@@ -7,10 +7,10 @@ that is left, the table the backend itself will ask. Runs in the converting chil
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgekit.converters.provenance import module_path, source_line
 from edgekit.errors import MissingDependencyError, Problem
 
 if TYPE_CHECKING:
@@ -61,30 +61,12 @@ def _missing_elsewhere(program: ExportedProgram, backend: str) -> set[tuple[str 
 def missing_ops(program: ExportedProgram, backend: str) -> tuple[MissingOp, ...]:
     """The ops of the program a built-in backend has no lowering for, each place once, in program order."""
     nodes = _LOOKUPS[backend](program)
-    found = (MissingOp(_op_name(node), _module_path(node), _source(node)) for node in nodes)
+    found = (MissingOp(_op_name(node), module_path(node), source_line(node)) for node in nodes)
     return tuple(dict.fromkeys(found))
 
 
 def _op_name(node: Node) -> str:
     return str(node.target)
-
-
-def _module_path(node: Node) -> str | None:
-    """`features.3.conv`: the innermost submodule the op came from."""
-    stack = node.meta.get("nn_module_stack") or {}
-    for path, _ in reversed(list(stack.values())):
-        name = re.sub(r"^L\['self'\]\.?", "", str(path))
-        if name:
-            return name
-    return None
-
-
-def _source(node: Node) -> str | None:
-    """`file.py:line`: the deepest line of the stack trace that is not torch's own."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    own = [f"{name}:{line}" for name, line in frames if "/torch/" not in name.replace("\\", "/")]
-    return own[-1] if own else None
 
 
 def _calls(program: ExportedProgram) -> Iterable[Node]:
