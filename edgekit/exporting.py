@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import linecache
 import logging
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-__all__ = ["count_macs", "count_parameters", "export_program", "load_own_program", "save_program"]
+__all__ = [
+    "check_inputs",
+    "count_macs",
+    "count_parameters",
+    "data_dependence_hint",
+    "export_program",
+    "is_user_file",
+    "load_own_program",
+    "save_program",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -45,24 +55,44 @@ _UNSUPPORTED_HINT = (
 )
 
 
-def export_program(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], *, name: str) -> ExportedProgram:
-    """The model as a `torch.export` program: eval mode, fixed shapes of the example inputs, no gradients.
+def export_program(
+    model: nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    *,
+    name: str,
+    dynamic_shapes: tuple[dict[int, Any], ...] | None = None,
+) -> ExportedProgram:
+    """The model as a `torch.export` program: eval mode, no gradients, the shapes of the example inputs.
 
-    The model's training flags are put back as they were; its weights are shared with the program, not copied.
+    `dynamic_shapes` frees some axes (see `converters.shapes.dynamic_shapes`). The model's training flags are put back
+    as they were; its weights are shared with the program, not copied.
     Raises ExportError, which names the line of the user's model and what to change.
     """
     torch = _torch()
-    inputs = _checked_inputs(model, example_inputs, name)
+    inputs = check_inputs(model, example_inputs, name)
     with _evaluating(model), torch.no_grad():
         _run_once(model, inputs, name)
         told = io.StringIO()  # torch prints the graph it had so far, whatever its log level
         try:
             with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-                program: ExportedProgram = torch.export.export(model, inputs, strict=False)
+                program: ExportedProgram = torch.export.export(
+                    model, inputs, dynamic_shapes=_for_each_argument(model, inputs, dynamic_shapes), strict=False
+                )
         except Exception as e:
             _log.debug("torch.export of %s said: %s", name, told.getvalue())
             raise _export_error(e, name) from e
     return program
+
+
+def _for_each_argument(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[dict[int, Any], ...] | None
+) -> Any:
+    """The shapes as torch.export wants them: a forward of `*args` has one argument, which is a tuple."""
+    if shapes is None:
+        return None
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    fixed = sum(kind is not inspect.Parameter.VAR_POSITIONAL for kind in kinds[: len(inputs)])
+    return (*shapes[:fixed], shapes[fixed:]) if fixed < len(inputs) else shapes
 
 
 def _torch() -> Any:
@@ -73,7 +103,8 @@ def _torch() -> Any:
     return torch
 
 
-def _checked_inputs(model: object, example_inputs: object, name: str) -> tuple[torch.Tensor, ...]:
+def check_inputs(model: object, example_inputs: object, name: str) -> tuple[torch.Tensor, ...]:
+    """The example inputs, detached; raises ExportError when they, or the model, are not of the kind to export."""
     torch = _torch()
     if not isinstance(model, torch.nn.Module):
         raise ExportError(
@@ -135,12 +166,20 @@ def _export_error(error: BaseException, name: str) -> ExportError:
 def _hint_for(error: BaseException, source: str | None) -> str:
     kinds = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
     text = " ".join(str(link) for link in _chain(error)).lower()
-    code = _code_at(source)
-    if any(call in code for call in (".item(", "int(", "float(", "bool(", ".tolist(", ".numpy(")):
-        return _ITEM_HINT
+    if _makes_a_number(code := _code_at(source)):
+        return data_dependence_hint(code)
     if "GuardOnDataDependentSymNode" in kinds or "data-dependent" in text or "data dependent" in text:
         return _CONTROL_FLOW_HINT
     return _UNSUPPORTED_HINT
+
+
+def _makes_a_number(code: str) -> bool:
+    return any(call in code for call in (".item(", "int(", "float(", "bool(", ".tolist(", ".numpy("))
+
+
+def data_dependence_hint(code: str) -> str:
+    """What to change in a line whose result depends on the values in a tensor."""
+    return _ITEM_HINT if _makes_a_number(code) else _CONTROL_FLOW_HINT
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -157,12 +196,13 @@ def _user_line(error: BaseException) -> str | None:
     """`file.py:line` of the deepest frame that is neither torch, the standard library nor edgekit."""
     for link in _chain(error):
         for frame in reversed(traceback.extract_tb(link.__traceback__)):
-            if _is_user_file(frame.filename):
+            if is_user_file(frame.filename):
                 return f"{frame.filename}:{frame.lineno}"
     return None
 
 
-def _is_user_file(filename: str) -> bool:
+def is_user_file(filename: str) -> bool:
+    """Whether a file of a stack trace is the user's own: neither torch, the standard library nor edgekit."""
     if filename.startswith("<") or not os.path.isabs(filename):
         return False
     if f"{os.sep}torch{os.sep}" in filename and "site-packages" in filename:
@@ -222,8 +262,8 @@ def count_parameters(program: ExportedProgram) -> int:
     return sum(int(value.numel()) for _, value in program.named_parameters())
 
 
-def count_macs(program: ExportedProgram) -> int:
-    """Multiply-accumulates of one inference on the example inputs, batch included.
+def count_macs(program: ExportedProgram, inputs: tuple[torch.Tensor, ...] | None = None) -> int:
+    """Multiply-accumulates of one inference on `inputs` (by default the example inputs), batch included.
 
     Counted by torch's FlopCounterMode from the shapes each convolution, matrix product and attention really sees
     (2 FLOPs = 1 MAC). Element-wise ops, pooling, normalisation and fused recurrent kernels (LSTM, GRU on CPU)
@@ -232,9 +272,9 @@ def count_macs(program: ExportedProgram) -> int:
     torch = _torch()
     from torch.utils.flop_counter import FlopCounterMode
 
-    if program.example_inputs is None:
+    if inputs is None and program.example_inputs is None:
         raise ArtifactError("the program carries no example inputs, so its work cannot be counted")
-    args, kwargs = program.example_inputs
+    args = inputs if inputs is not None else program.example_inputs[0]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        program.module()(*args, **kwargs)
+        program.module()(*args)
     return int(counter.get_total_flops()) // 2

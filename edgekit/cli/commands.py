@@ -3,6 +3,8 @@
 from edgekit.cli import (  # noqa: F401, I001  (the order is the order of the help)
     running,
     converting,
+    checking,
+    inspecting,
     benchmarking,
     devices,
     reporting,

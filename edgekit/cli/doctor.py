@@ -1,4 +1,4 @@
-"""`edgekit doctor`: what is installed, what is missing, and the command that installs it."""
+"""`edgekit doctor`: what is missing here and how to install it; of an artifact, whether it will load on a device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,20 +20,51 @@ class Finding:
     """One thing looked at."""
 
     what: str
-    is_ok: bool
+    is_ok: bool | None
+    """None where it cannot be told."""
     detail: str
     hint: str | None = None
 
 
-@app.command(epilog="Example: edgekit doctor --json")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> int:
-    """Look at toolchains, their versions, programs and devices, and say what is missing."""
+@app.command(epilog="Example: edgekit doctor artifacts/model.static_w8a8.tflite --device board:amd64")
+def doctor(
+    artifact: Annotated[
+        Path | None, typer.Argument(help="An artifact: will it load on the device? Without it, this host is looked at.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", "-d", help="The device asked about.")] = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> int:
+    """Say what is missing on this host; or whether an artifact will load on a device, before anything is pushed."""
+    if artifact is not None:
+        return _examine(artifact, device, as_json=as_json)
     findings = [_python(), *_toolkits(), _adb(), _board(), *_devices()]
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     else:
         _print(findings)
     return 0 if all(finding.is_ok for finding in findings if finding.what.startswith("core")) else 5
+
+
+def _examine(path: Path, spec: str, *, as_json: bool) -> int:
+    """The findings about one artifact on one device; 6 when it will not load there."""
+    from edgekit.api import open_artifact
+    from edgekit.benchmarks.devices.base import Deadline
+    from edgekit.benchmarks.devices.registry import open_device
+    from edgekit.runtimes.compatibility import examine
+
+    opened = open_artifact(path)
+    with open_device(spec) as place:
+        info = place.probe(Deadline.after(60))
+    found = examine(opened.passport, info)
+    findings = [Finding(what=f.what, is_ok=f.is_ok, detail=f.detail, hint=f.hint) for f in found]
+    refused = [finding for finding in findings if finding.is_ok is False]
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    else:
+        _print(findings)
+        verdict = "will not load" if refused else "should load"
+        print(f"{opened.passport.name} {verdict} on {info.spec}" + (f" ({info.model})" if info.model else ""))
+    return 6 if refused else 0
 
 
 def _print(findings: list[Finding]) -> None:
@@ -42,7 +74,7 @@ def _print(findings: list[Finding]) -> None:
 
     table = Table.grid(padding=(0, 2))
     for finding in findings:
-        mark = "[green]✓[/]" if finding.is_ok else "[yellow]✗[/]"
+        mark = {True: "[green]✓[/]", False: "[yellow]✗[/]", None: "[dim]?[/]"}[finding.is_ok]
         hint = f"\n[dim]try: {escape(finding.hint)}[/]" if finding.hint else ""
         table.add_row(mark, escape(finding.what), escape(finding.detail) + hint)
     Console().print(table)

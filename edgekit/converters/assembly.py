@@ -62,7 +62,7 @@ def assemble(
         unquantized_ops=left_float(facts, request.scheme),
         delegates=facts.delegates,
         parameters=count_parameters(request.program),
-        macs=count_macs(request.program),
+        macs=count_macs(request.program, _one_inference(request)),
         **verified(request, path, kind, facts),
         minimum_runtime=facts.minimum_runtime,
         tool_versions=tool_versions(("torch", *tools)),
@@ -105,6 +105,14 @@ def verified(request: ConversionRequest, path: Path, kind: Format, facts: FileFa
     if request.verification:
         return {"fidelity": measured(request.verification, "held-out"), "calibration_fidelity": on_calibration}
     return {"fidelity": on_calibration or measured(probe_inputs(request.program), "random")}
+
+
+def _one_inference(request: ConversionRequest) -> Any:
+    """The inputs one inference is counted on: a real sample, since a free axis has no size of its own."""
+    import torch
+
+    samples = request.verification or request.calibration
+    return tuple(torch.from_numpy(array) for array in samples[0]) if samples else None
 
 
 def _with_layouts(specs: Sequence[TensorSpec], request: ConversionRequest) -> tuple[TensorSpec, ...]:

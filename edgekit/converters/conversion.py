@@ -10,16 +10,26 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, Scheme
 from edgekit.converters.base import Capability
-from edgekit.converters.calibration import check_calibration, check_samples, input_specs
+from edgekit.converters.calibration import InputSpec, check_calibration, check_samples, input_specs, unlike
 from edgekit.converters.registry import load_converter
+from edgekit.converters.shapes import (
+    at_other_sizes,
+    dynamic_shapes,
+    enlarged,
+    input_orders,
+    layouts_after,
+    permuted,
+    permuting_inputs,
+    tensors_permuted,
+)
 from edgekit.converters.target_run import (
     Batch,
     ConversionFailure,
@@ -29,19 +39,22 @@ from edgekit.converters.target_run import (
     TargetRun,
 )
 from edgekit.errors import ConversionError, Problem, UnsupportedError, UserError
-from edgekit.exporting import export_program, load_own_program, save_program
+from edgekit.exporting import check_inputs, export_program, load_own_program, save_program
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
 __all__ = [
     "ConversionFailure",
     "ConversionOptions",
     "ConversionOutcome",
     "ConversionProgress",
+    "ExportedModel",
     "convert_model",
     "convert_program",
+    "export_all",
 ]
 
 
@@ -69,7 +82,7 @@ class ConversionOutcome:
 
 
 def convert_model(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: tuple[torch.Tensor, ...],
     *,
     name: str,
@@ -78,25 +91,88 @@ def convert_model(
     output_dir: Path,
     calibration: Samples = (),
     verification: Samples = (),
+    signatures: Mapping[str, tuple[torch.Tensor, ...]] | None = None,
     options: ConversionOptions | None = None,
     on_progress: Callable[[ConversionProgress], None] | None = None,
 ) -> ConversionOutcome:
-    """Export the model and convert the program; see `convert_program`. Raises ExportError."""
-    program = export_program(model, example_inputs, name=name)
+    """Export the model and convert the program; see `convert_program`. Raises ExportError.
+
+    Samples are in the model's own layout, whatever `options.input_layout` is. `signatures` holds the example inputs
+    of further entry points. A program (`compress.quantize.trained_program` gives one) is taken as it is.
+    """
+    options = options or ConversionOptions()
+    _check_names(name, targets)
+    exported = export_all(model, example_inputs, name, signatures or {}, options)
     with tempfile.TemporaryDirectory(prefix="edgekit-export-") as folder:
-        path = Path(folder) / "program.pt2"
+        saved = {key: _saved(program, Path(folder), index) for index, (key, program) in enumerate(exported.programs)}
+        (path, sha256), *_ = saved.values()
+        held_out = tuple(permuted(sample, exported.orders) for sample in verification)
         return convert_program(
             path,
-            save_program(program, path),
+            sha256,
             name=name,
             targets=targets,
             schemes=schemes,
             output_dir=output_dir,
-            calibration=calibration,
-            verification=verification,
-            options=options,
+            calibration=tuple(permuted(sample, exported.orders) for sample in calibration),
+            verification=held_out + (at_other_sizes(held_out[0], options.dynamic) if held_out else ()),
+            signatures=dict(list(saved.items())[1:]),
+            options=replace(options, input_layouts=exported.layouts),
+            specs=input_specs(exported.programs[0][1]),
             on_progress=on_progress,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedModel:
+    """The programs of a model, the first being `forward`, and how samples become their inputs."""
+
+    programs: tuple[tuple[str, ExportedProgram], ...]
+    orders: tuple[tuple[int, ...] | None, ...]
+    layouts: tuple[str | None, ...]
+
+
+def export_all(
+    model: nn.Module | ExportedProgram,
+    example_inputs: tuple[torch.Tensor, ...],
+    name: str,
+    signatures: Mapping[str, tuple[torch.Tensor, ...]],
+    options: ConversionOptions,
+) -> ExportedModel:
+    """The model's programs in the layout and with the free axes that are asked for. Raises ExportError, UserError."""
+    from torch.export import ExportedProgram as Program
+
+    if isinstance(model, Program):
+        if signatures or options.dynamic or options.input_layout is not None:
+            raise UserError(
+                f"{name}: a program has its shapes, layout and one entry point already",
+                hint="give the module, or export it as it is to be",
+            )
+        layouts = options.input_layouts
+        return ExportedModel(programs=(("forward", model),), orders=(None,) * len(example_inputs), layouts=layouts)
+    check_inputs(model, example_inputs, name)
+    orders = input_orders(options.input_layout, example_inputs, options.input_layouts)
+    programs = []
+    with permuting_inputs(model, orders):
+        for key, inputs in {"forward": example_inputs, **signatures}.items():
+            given = enlarged(tensors_permuted(inputs, orders), options.dynamic)
+            shapes = dynamic_shapes(options.dynamic, given)
+            programs.append((key, export_program(model, given, name=name, dynamic_shapes=shapes)))
+    layouts = layouts_after(orders, example_inputs, options.input_layouts)
+    return ExportedModel(programs=tuple(programs), orders=orders, layouts=layouts)
+
+
+def _saved(program: ExportedProgram, folder: Path, index: int) -> tuple[Path, str]:
+    path = folder / f"program.{index}.pt2"
+    return path, save_program(program, path)
+
+
+def _check_names(name: str, targets: Sequence[str]) -> None:
+    """Raise for what is wrong whatever the model is, before it is exported."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+        raise UserError(f"'{name}' cannot name an artifact", hint="use letters, digits, '.', '_' and '-'")
+    for target in targets:
+        load_converter(target)
 
 
 def convert_program(
@@ -109,22 +185,32 @@ def convert_program(
     output_dir: Path,
     calibration: Samples = (),
     verification: Samples = (),
+    signatures: Mapping[str, tuple[Path, str]] | None = None,
     options: ConversionOptions | None = None,
+    specs: Sequence[InputSpec] | None = None,
     on_progress: Callable[[ConversionProgress], None] | None = None,
 ) -> ConversionOutcome:
     """Every (target, scheme) of a program `save_program` wrote, as artifacts under `output_dir`.
 
     Raises at once, before any child is started, for what cannot be right: an unknown target, a bad name, a program
     that is not ours, unfit calibration (UserError, ArtifactError, WorkloadError). What fails later is in the outcome.
+    `specs` are the program's inputs, where the caller knows them: reading the file again is saved.
     `on_progress` is called from worker threads.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
-        raise UserError(f"'{name}' cannot name an artifact", hint="use letters, digits, '.', '_' and '-'")
+    _check_names(name, targets)
+    options = options or ConversionOptions()
     wanted = {target: _split_by_support(target, schemes) for target in dict.fromkeys(targets)}
-    specs = input_specs(load_own_program(program_path, sha256))
-    check_calibration(calibration, specs, [s for supported, _ in wanted.values() for s in supported])
+    specs = specs or input_specs(load_own_program(program_path, sha256))
+    needed = (
+        [] if options.is_trained or options.only_check else [s for supported, _ in wanted.values() for s in supported]
+    )
+    check_calibration(calibration, specs, needed)
     check_samples(verification, specs, what="verification")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    options = replace(options, warnings=(*options.warnings, *unlike(calibration, verification, specs)))
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{output_dir}: cannot be made: {e.strerror}", hint="give a folder of your own with -o") from e
     _remove_abandoned(output_dir)
     batch = Batch(
         name=name,
@@ -133,8 +219,9 @@ def convert_program(
         calibration=tuple(tuple(sample) for sample in calibration),
         verification=tuple(tuple(sample) for sample in verification),
         output_dir=output_dir,
-        options=options or ConversionOptions(),
+        options=options,
         report=on_progress or (lambda _: None),
+        signatures=dict(signatures or {}),
     )
     return _run_batch(batch, wanted)
 

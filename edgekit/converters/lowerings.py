@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from edgekit.converters.provenance import module_path, source_line
 from edgekit.errors import MissingDependencyError, Problem
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["MissingOp", "find_problems", "missing_ops"]
 
 
+_FOUND: WeakKeyDictionary[ExportedProgram, dict[str, tuple[Problem, ...]]] = WeakKeyDictionary()
+
+
 class MissingOp(NamedTuple):
     """An op without a lowering, the user's submodule it came from and the user's line."""
 
@@ -29,7 +33,17 @@ class MissingOp(NamedTuple):
 
 
 def find_problems(program: ExportedProgram, backend: str) -> tuple[Problem, ...]:
-    """One Problem for each op and place the backend cannot lower, with the installed backends that can."""
+    """One Problem for each op and place the backend cannot lower, with the installed backends that can.
+
+    Remembered for each program: it is asked again for every scheme.
+    """
+    known = _FOUND.setdefault(program, {})
+    if backend not in known:
+        known[backend] = _found(program, backend)
+    return known[backend]
+
+
+def _found(program: ExportedProgram, backend: str) -> tuple[Problem, ...]:
     missing = missing_ops(program, backend)
     if not missing:
         return ()

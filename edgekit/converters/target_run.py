@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, LineageStep, Scheme
 from edgekit.converters.base import MicroBudget, QuantizationOptions
+from edgekit.converters.shapes import DynamicAxis
 from edgekit.converters.wire import SchemeResult, WorkRequest, save_samples
 from edgekit.errors import ConversionError, EdgekitError
 from edgekit.isolation import ChildExit, failure_of, run_child, stderr_tail
@@ -41,6 +42,10 @@ class ConversionOptions:
 
     lineage: tuple[LineageStep, ...] = ()
     input_layouts: tuple[str | None, ...] = ()
+    """The layout each input has in the model; `NCHW` where it has four axes and nothing is said."""
+    input_layout: str | None = None
+    """`nchw` or `nhwc`: the layout images are to have in the artifact; None leaves the model's."""
+    dynamic: tuple[DynamicAxis, ...] = ()
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     is_trained: bool = False
     """The program holds quantize and dequantize ops from quantization-aware training; see `ConversionRequest`."""
@@ -54,6 +59,10 @@ class ConversionOptions:
     """Address space of each child; torch reserves several GB of it unused."""
     allow_lossy: bool = False
     """Keep an artifact below the fidelity floor, with a warning in its passport."""
+    only_check: bool = False
+    """Look for obstacles and convert nothing."""
+    warnings: tuple[str, ...] = ()
+    """Said of the samples, for every passport."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +153,8 @@ class TargetRun:
             lineage=batch.options.lineage,
             threads=batch.options.threads,
             allow_lossy=batch.options.allow_lossy,
+            warnings=batch.options.warnings,
+            only_check=batch.options.only_check,
         )
         write_atomically(folder / "request.json", request.model_dump_json())
 
@@ -164,7 +175,8 @@ class TargetRun:
             error = result.error.rebuilt(backend=self._target, stderr=stderr_tail(self._folder))
             self._fail(result.scheme, error)
             return
-        self.artifacts.append(self._publish(result))
+        if not self._batch.options.only_check:
+            self.artifacts.append(self._publish(result))
         self._waiting.remove(result.scheme)
         self._tell(result.scheme, "done")
 

@@ -61,6 +61,8 @@ class WorkRequest(Record):
     lineage: tuple[LineageStep, ...] = ()
     threads: int = 1
     allow_lossy: bool = False
+    warnings: tuple[str, ...] = ()
+    only_check: bool = False
 
 
 class WireError(Record):

@@ -31,10 +31,6 @@ def main(folder: Path) -> None:
         _note(folder, work.schemes[0], "import")
         base = _base_request(folder, work)
         converter = load_converter(work.converter)
-        _note(folder, work.schemes[0], "check")
-        problems = converter.check(base)
-        if problems:
-            raise UnsupportedError(problems)
     except EdgekitError as e:
         for scheme in work.schemes:
             _answer(folder, SchemeResult(scheme=scheme, seconds=0.0, error=WireError.of(e)))
@@ -71,16 +67,24 @@ def _base_request(folder: Path, work: WorkRequest) -> ConversionRequest:
 def _convert_one(
     folder: Path, work: WorkRequest, converter: Converter, base: ConversionRequest, scheme: Scheme
 ) -> None:
-    """Convert to one scheme and answer; an EdgekitError is an answer, anything else ends the child."""
+    """Check and convert to one scheme and answer; an EdgekitError is an answer, anything else ends the child."""
     from dataclasses import replace
 
-    _note(folder, scheme, "convert")
+    _note(folder, scheme, "check")
     started = time.monotonic()
     output_dir = folder / "out" / scheme
     output_dir.mkdir(parents=True)
+    request = replace(base, scheme=scheme, output_dir=output_dir)
     error = None
     try:
-        artifact = converter.convert(replace(base, scheme=scheme, output_dir=output_dir))
+        problems = converter.check(request)
+        if problems:
+            raise UnsupportedError(problems)
+        if work.only_check:
+            _answer(folder, SchemeResult(scheme=scheme, seconds=time.monotonic() - started))
+            return
+        _note(folder, scheme, "convert")
+        artifact = converter.convert(request)
         _check_floor(artifact, work, scheme, time.monotonic() - started)
     except EdgekitError as e:
         error = WireError.of(e)
@@ -90,7 +94,15 @@ def _convert_one(
 def _check_floor(artifact: Artifact, work: WorkRequest, scheme: Scheme, seconds: float) -> None:
     """Refuse an artifact too far from its model, or say so in its passport when that is allowed."""
     passport = artifact.passport
-    reasons = below_floor(passport.fidelity, scheme) if passport.fidelity is not None else []
+    checks = [passport.fidelity, passport.calibration_fidelity, *(entry.fidelity for entry in passport.signatures)]
+    reasons = [
+        f"on {check.source} inputs {reason}"
+        for check in checks
+        if check is not None
+        for reason in below_floor(check, scheme)
+    ]
+    if passport.fidelity is None:
+        reasons.append("it was not compared with PyTorch")
     if reasons and not work.allow_lossy:
         raise ConversionError(
             "; ".join(reasons),
@@ -100,7 +112,8 @@ def _check_floor(artifact: Artifact, work: WorkRequest, scheme: Scheme, seconds:
         )
     lossy = tuple(f"kept although {reason}" for reason in reasons)
     measured = {"conversion_seconds": seconds, "conversion_peak_rss_bytes": peak_rss_bytes()}
-    changed = passport.model_copy(update={"warnings": passport.warnings + lossy, **measured})
+    told = (*passport.warnings, *work.warnings, *lossy)
+    changed = passport.model_copy(update={"warnings": told, **measured})
     Artifact(path=artifact.path, passport=changed).save_passport()
 
 

@@ -1,0 +1,131 @@
+"""`benchmark`: artifacts measured on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.api.files import open_artifact
+from edgekit.artifact import Artifact
+from edgekit.benchmarks.values import DeviceInfo, Plan, Run
+from edgekit.errors import EdgekitError, ModelCrashError
+from edgekit.report.model import LatencySummary
+
+if TYPE_CHECKING:
+    from edgekit.benchmarks.inputs import InputSet
+
+__all__ = ["BenchmarkResult", "benchmark", "benchmark_all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkResult:
+    """One artifact measured on one device."""
+
+    artifact: Artifact
+    device: DeviceInfo
+    run: Run
+    """The raw record: every sample in ns."""
+    latency: LatencySummary | None
+    cold_load_ns: int | None
+    """Median over fresh processes of import + load + first inference."""
+    harness_ns: int | None
+    """Wall time of the whole benchmark less the time inside inferences; None when the result was stored."""
+
+    def as_error(self) -> EdgekitError:
+        """The failure of a run that did not end well."""
+        shown = f"{self.artifact.passport.name}: {self.run.status}: {self.run.error or 'no reason given'}"
+        return ModelCrashError(shown, device=self.device.spec)
+
+
+def benchmark(
+    artifact: Artifact | Path | str,
+    device: str = "local",
+    *,
+    plan: Plan | None = None,
+    workspace: Path | str = "runs",
+    fresh: bool = False,
+) -> BenchmarkResult:
+    """`artifact` measured on `device` (`local`, `adb:SERIAL`, `board:amd64`); accuracy is not measured here.
+
+    A result that is stored for the same artifact, plan and device is returned unless `fresh`.
+    Raises ArtifactError, DeviceError and its kin; a model that crashes gives a result whose run says so.
+    """
+    plan = (plan or Plan()).model_copy(update={"accuracy": False})
+    item = artifact if isinstance(artifact, Artifact) else Path(artifact)
+    return benchmark_all([item], device, plan=plan, workspace=Path(workspace), fresh=fresh)[0]
+
+
+def benchmark_all(
+    artifacts: Sequence[Artifact | Path],
+    device: str,
+    *,
+    plan: Plan,
+    workload: str | None = None,
+    workspace: Path = Path("runs"),
+    fresh: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> tuple[BenchmarkResult, ...]:
+    """Several artifacts on one device, which is opened once; see `benchmark`."""
+    from edgekit.benchmarks.devices.base import Deadline
+    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.pipeline.workspace import disk_errors_explained
+    from edgekit.store import ResultStore
+
+    opened = [item if isinstance(item, Artifact) else open_artifact(item) for item in artifacts]
+    inputs = [_inputs_for(artifact, workload) for artifact in opened]
+    tell = on_progress or (lambda _text: None)
+    results = []
+    with disk_errors_explained(workspace), ResultStore(workspace) as store, open_device(device) as place:
+        info = place.probe(Deadline.after(60))
+        store.remember_device(info)
+        with device_lock(info, Deadline.after(5)):
+            for artifact, values in zip(opened, inputs, strict=True):
+                tell(f"{artifact.passport.name} on {info.spec}")
+                results.append(
+                    _measure(place, info, artifact, values, plan=plan, store=store, workspace=workspace, fresh=fresh)
+                )
+    return tuple(results)
+
+
+def _inputs_for(artifact: Artifact, workload: str | None) -> InputSet:
+    from edgekit.benchmarks.inputs import InputSet, random_inputs
+
+    if workload is None:
+        return random_inputs(artifact.passport, seed=0)
+    from edgekit.pipeline.samples import all_inputs
+    from edgekit.workload import load_workload
+
+    return InputSet(arrays=all_inputs(load_workload(workload).workload.evaluation))
+
+
+def _measure(
+    place: Any,
+    info: DeviceInfo,
+    artifact: Artifact,
+    inputs: InputSet,
+    *,
+    plan: Plan,
+    store: Any,
+    workspace: Path,
+    fresh: bool,
+) -> BenchmarkResult:
+    import time
+
+    from edgekit.benchmarks.harness import measure
+    from edgekit.benchmarks.stats import cold_load_ns, summarize
+
+    began = time.monotonic_ns()
+    run = measure(place, info, artifact, inputs, plan, store=store, work_dir=workspace / "inputs", fresh=fresh)
+    wall = time.monotonic_ns() - began
+    was_stored = run.host_ns.get("total", 0) > wall or not run.host_ns
+    inside = sum(run.latency_ns) + sum(run.warmup_ns)
+    return BenchmarkResult(
+        artifact=artifact,
+        device=info,
+        run=run,
+        latency=summarize(run.latency_ns) if run.latency_ns else None,
+        cold_load_ns=cold_load_ns(run),
+        harness_ns=None if was_stored else wall - inside,
+    )

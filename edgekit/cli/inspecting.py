@@ -1,0 +1,112 @@
+"""`edgekit inspect`: an artifact's passport, as a person reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.cli.app import app
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edgekit.artifact import Passport, TensorSpec
+
+
+@app.command(epilog="Example: edgekit inspect artifacts/student.static_w8a8.tflite")
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="An artifact's folder, or a .tflite, .pte or .onnx file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the passport as JSON.")] = False,
+) -> int:
+    """Show an artifact's passport: inputs and outputs, ops by type, what stayed float, tools, lineage."""
+    from rich.console import Console
+
+    import edgekit
+
+    passport = edgekit.inspect(artifact)
+    if as_json:
+        print(passport.model_dump_json())
+    else:
+        Console().print(_passport_view(passport))
+    return 0
+
+
+def _passport_view(passport: Passport) -> RenderableType:
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(passport):
+        facts.add_row(Text(name, "bold"), Text(value))
+    tensors = Table("", "name", "shape", "dtype", "layout", "scale", "zero point", box=None, pad_edge=False)
+    for kind, specs in (("in", passport.inputs), ("out", passport.outputs)):
+        for spec in specs:
+            tensors.add_row(kind, *(escape(cell) for cell in _tensor_cells(spec)))
+    ops = Table("op", "dtype", "count", "version", box=None, pad_edge=False)
+    for op in passport.ops:
+        ops.add_row(escape(op.name), op.dtype, str(op.count), "" if op.version is None else str(op.version))
+    parts: list[RenderableType] = [facts, Text(), tensors, Text(), ops]
+    if passport.scheme not in (None, "fp32"):
+        parts += [Text(), _left_float(passport)]
+    for warning in passport.warnings:
+        parts.append(Text(f"warning: {warning}", "yellow"))
+    return Group(*parts)
+
+
+def sqnr(passport: Passport) -> str:
+    if passport.fidelity is None:
+        return "not checked"
+    values = [output.sqnr_db for output in passport.fidelity.outputs if output.sqnr_db is not None]
+    return f"{min(values):.1f} dB" if values else "exact"
+
+
+def _left_float(passport: Passport) -> RenderableType:
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    if not passport.unquantized_ops:
+        return Text("No op was left in float.", "green")
+    left = Table("left float", "where", "why", box=None, pad_edge=False)
+    for op in passport.unquantized_ops:
+        left.add_row(escape(op.op), escape(op.where), escape(op.reason))
+    return left
+
+
+def _facts(passport: Passport) -> list[tuple[str, str]]:
+    from edgekit.report import quantities
+
+    facts = [
+        ("name", passport.name),
+        ("format", passport.format.value),
+        ("scheme", passport.scheme.value if passport.scheme else "not told by the file"),
+        ("size", f"{quantities.size(passport.size_bytes)} ({passport.size_bytes} bytes)"),
+        ("sha256", passport.sha256),
+    ]
+    if passport.parameters is not None:
+        facts.append(("parameters", f"{passport.parameters:,}"))
+    if passport.macs is not None:
+        facts.append(("MACs", f"{passport.macs:,}"))
+    for delegate in passport.delegates:
+        facts.append(("delegate", f"{delegate.name}: {delegate.nodes} of {delegate.total} nodes"))
+    if passport.fidelity is not None:
+        fidelity = passport.fidelity
+        facts.append(("fidelity", f"{sqnr(passport)} over {fidelity.samples} {fidelity.source} inputs"))
+    for name, version in passport.minimum_runtime.items():
+        facts.append(("needs", f"{name} {version} or newer"))
+    facts.extend(("made by", f"{name} {version}") for name, version in sorted(passport.tool_versions.items()))
+    facts.extend(("lineage", f"{step.step}: {step.summary}") for step in passport.lineage)
+    return facts
+
+
+def _tensor_cells(spec: TensorSpec) -> tuple[str, str, str, str, str, str]:
+    quantization = spec.quantization
+    scale = zero = ""
+    if quantization is not None:
+        scale = f"{quantization.scale[0]:.6g}" + (" …" if len(quantization.scale) > 1 else "")
+        zero = str(quantization.zero_point[0])
+    return spec.name, "×".join(map(str, spec.shape)) or "scalar", spec.dtype, spec.layout or "", scale, zero
