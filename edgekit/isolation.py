@@ -27,6 +27,7 @@ STDERR_NAME = "stderr.txt"
 TAIL_LINES = 40
 MAX_TAIL_BYTES = 64 * 1024
 POLL_SECONDS = 0.05
+RESIDENT_SECONDS = 0.25
 TERMINATION_GRACE_SECONDS = 0.5
 """Between SIGTERM and SIGKILL; a cancelled child is gone well within two seconds."""
 
@@ -56,6 +57,8 @@ class ChildExit:
     wall_seconds: float
     peak_rss_bytes: int
     stderr_tail: str
+    out_of_memory: bool = False
+    """Ended by its parent for holding more than `resident_bytes`."""
 
     @property
     def signal(self) -> int | None:
@@ -109,14 +112,16 @@ def run_child(
     *,
     timeout_seconds: float,
     memory_bytes: int | None = None,
+    resident_bytes: int | None = None,
     threads: int = 1,
     cancelled: threading.Event | None = None,
     on_poll: Callable[[], None] | None = None,
 ) -> ChildExit:
     """How `python -m module folder` ended; its output is in `stdout.txt` and `stderr.txt` in `folder`.
 
-    `cancelled` lets another thread end the child; `on_poll` is called about every 50 ms. A KeyboardInterrupt
-    (or any other exception) here ends the child's whole process group before it goes on up.
+    `memory_bytes` limits its address space, `resident_bytes` what it and its own children hold in memory (looked at
+    four times a second). `cancelled` lets another thread end the child; `on_poll` is called about every 50 ms. A
+    KeyboardInterrupt (or any other exception) here ends the child's whole process group before it goes on up.
     """
     started = time.monotonic()
     with (folder / STDOUT_NAME).open("wb") as out, (folder / STDERR_NAME).open("wb") as err:
@@ -129,11 +134,13 @@ def run_child(
             env=child_environment(threads=threads, memory_bytes=memory_bytes),
             start_new_session=True,
         )
-    timed_out = False
+    timed_out = out_of_memory = False
+    resident = _Resident(process.pid, resident_bytes)
     try:
         while (ended := _reap(process)) is None:
             timed_out = time.monotonic() - started > timeout_seconds
-            if timed_out or (cancelled is not None and cancelled.is_set()):
+            out_of_memory = resident.is_over()
+            if timed_out or out_of_memory or (cancelled is not None and cancelled.is_set()):
                 ended = _end_group(process)
                 break
             if on_poll is not None:
@@ -148,9 +155,46 @@ def run_child(
         returncode=returncode,
         timed_out=timed_out,
         wall_seconds=time.monotonic() - started,
-        peak_rss_bytes=peak,
+        peak_rss_bytes=max(peak, resident.most_bytes),
         stderr_tail=stderr_tail(folder),
+        out_of_memory=out_of_memory,
     )
+
+
+class _Resident:
+    """What a child and the children of its own hold in memory, looked at now and then."""
+
+    def __init__(self, pid: int, limit: int | None) -> None:
+        self.most_bytes = 0
+        self._pid = pid
+        self._limit = limit
+        self._next = 0.0
+
+    def is_over(self) -> bool:
+        """Whether they hold more than they may."""
+        now = time.monotonic()
+        if self._limit is None or now < self._next:
+            return False
+        self._next = now + RESIDENT_SECONDS
+        self.most_bytes = max(self.most_bytes, _resident_bytes(self._pid))
+        return self.most_bytes > self._limit
+
+
+def _resident_bytes(pid: int) -> int:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    total = 0
+    for member in family:
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
 
 
 def _reap(process: subprocess.Popen[bytes], *, block: bool = False) -> tuple[int, int] | None:
@@ -209,9 +253,13 @@ def failure_of(
 ) -> ConversionError | None:
     """Why the child did not finish, as a ConversionError that carries its stderr; None when it exited with 0."""
     hint: str | None = None
-    if ended.timed_out:
+    if ended.out_of_memory:
+        limit = f" of the {memory_bytes / 1e6:.0f} MB allowed" if memory_bytes is not None else ""
+        message = f"was ended for holding {ended.peak_rss_bytes / 1e6:.0f} MB{limit}"
+        hint = "allow more (--memory), or convert a smaller model or with fewer calibration samples"
+    elif ended.timed_out:
         message = f"did not finish within {timeout_seconds:g} s and was ended"
-        hint = "a larger model needs a longer limit (timeout_seconds)"
+        hint = "a larger model needs a longer limit (--timeout)"
     elif ended.signal == signal.SIGKILL:
         message = f"was killed; peak memory {ended.peak_rss_bytes / 1e6:.0f} MB"
         hint = "most often the system ran out of memory: free some, or convert fewer models at a time (jobs=1)"

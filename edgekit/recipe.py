@@ -23,10 +23,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from edgekit.artifact import Format, Scheme
+from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
+from edgekit.converters.registry import CONVERTERS
 from edgekit.errors import RecipeError
-from edgekit.schema import Record, validation_problems
+from edgekit.schema import Record, near_miss, validation_problems
 from edgekit.yaml_file import YamlError, read_yaml
 
 __all__ = [
@@ -120,16 +121,36 @@ class TeacherOptions(Record):
 class ConvertOptions(Record):
     """Which artifacts to make."""
 
-    to: tuple[Format, ...] = (Format.TFLITE, Format.EXECUTORCH, Format.ONNX)
+    to: tuple[str, ...] = ("tflite", "executorch", "onnx")
+    """Converters by name; `edgekit converters` lists them."""
     schemes: tuple[Scheme, ...] = (Scheme.FP32, Scheme.STATIC_W8A8)
     calibration: Annotated[int, Field(ge=1)] = 200
     """Samples used to set activation ranges."""
     verification: Annotated[int, Field(ge=1)] = 200
     """Held-out samples of the check after conversion."""
     io_dtype: Literal["int8", "float32"] = "int8"
+    ranges: RangeRule = RangeRule.AUTO
+    percentile: Annotated[float, Field(gt=50, lt=100)] = 99.99
+    bias_correction: bool = False
+    rules: dict[str, RuleAction] = Field(default_factory=dict)
+    """Exceptions: a node or submodule, and what to do with it (`{features.0: float}`)."""
+    input_layout: Literal["nchw", "nhwc"] | None = None
+    flash_kb: Annotated[int, Field(ge=1)] | None = None
+    ram_kb: Annotated[int, Field(ge=1)] | None = None
+    """What a microcontroller has for model and arena; judged by the tflite-micro converter."""
     jobs: Annotated[int, Field(ge=1)] = 2
     timeout_seconds: Annotated[float, Field(gt=0)] = 900.0
+    memory_mb: Annotated[int, Field(ge=64)] | None = None
     allow_lossy: bool = False
+
+    @field_validator("to")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = CONVERTERS.names()
+        for name in value:
+            if name not in known:
+                raise ValueError(f"unknown value '{name}'; {near_miss(name, known)}")
+        return value
 
     @field_validator("to", "schemes")
     @classmethod

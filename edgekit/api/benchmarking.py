@@ -94,10 +94,12 @@ def _inputs_for(artifact: Artifact, workload: str | None) -> InputSet:
 
     if workload is None:
         return random_inputs(artifact.passport, seed=0)
+    from edgekit.pipeline.measurement import layouts_of
     from edgekit.pipeline.samples import all_inputs
     from edgekit.workload import load_workload
 
-    return InputSet(arrays=all_inputs(load_workload(workload).workload.evaluation))
+    loaded = load_workload(workload).workload
+    return InputSet(arrays=all_inputs(loaded.evaluation), layouts=layouts_of(loaded))
 
 
 def _measure(

@@ -131,8 +131,10 @@ def prepare_inputs(inputs: InputSet, passport: Passport, folder: Path) -> InputF
 def _as_taken(array: np.ndarray, layout: str | None, spec: TensorSpec, who: str) -> np.ndarray:
     """`array` in the layout and dtype of `spec`."""
     wanted = spec.shape[1:]
-    if not _fits(array.shape[1:], wanted) and spec.layout == "NHWC" and layout in ("NCHW", None) and array.ndim == 4:
-        array = np.moveaxis(array, 1, -1)
+    if array.ndim in (4, 5) and spec.layout is not None:  # a layout is only told where it is an image's
+        is_last, wants_last = (layout or "NCHW").endswith("C"), spec.layout.endswith("C")
+        if is_last != wants_last:
+            array = np.moveaxis(array, 1, -1) if wants_last else np.moveaxis(array, -1, 1)
     if not _fits(array.shape[1:], wanted):
         raise WorkloadError(f"{who}: input '{spec.name}' takes {list(wanted)}, the data give {list(array.shape[1:])}")
     target = np.dtype(spec.dtype)

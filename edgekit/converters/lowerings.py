@@ -116,38 +116,10 @@ def _missing_in_onnx(program: ExportedProgram) -> list[Node]:
 
 
 def _missing_in_executorch(program: ExportedProgram) -> list[Node]:
-    try:
-        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-        from executorch.runtime import Runtime
-    except ImportError as e:
-        raise MissingDependencyError("converting to ExecuTorch", extra="executorch", package="executorch") from e
-    kernels = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
-    delegated = {_packet(config.target_name) for config in ALL_PARTITIONER_CONFIGS}
-    lowered = program.run_decompositions()
-    return [node for node in _calls(lowered) if not _has_kernel(node, kernels, delegated)]
+    from edgekit.converters.executorch_graphs import ready
+    from edgekit.converters.executorch_kernels import nodes_without_kernel
 
-
-def _packet(target_name: Any) -> str:
-    return str(target_name).partition(".")[0]
-
-
-def _has_kernel(node: Node, kernels: set[str], delegated: set[str]) -> bool:
-    """Whether XNNPACK takes the op, or the runtime has its out variant (a view's `_copy`, which replaces it)."""
-    name: str = node.target._schema.name  # type: ignore[union-attr]
-    namespace, _, op = name.partition("::")
-    if namespace == "aten" and op in delegated:
-        return True
-    # asserts and symbolic sizes are folded away or run in executorch's prim ops
-    is_prim = op in (
-        "sym_size",
-        "sym_numel",
-        "_assert_tensor_metadata",
-        "_assert_scalar",
-        "lift_fresh_copy",
-        "alias",
-        "detach",
-    )
-    return is_prim or name in kernels or f"{name}_copy" in kernels
+    return nodes_without_kernel(ready(program))
 
 
 _LOOKUPS: dict[str, Callable[[ExportedProgram], list[Node]]] = {

@@ -56,7 +56,7 @@ class ConversionOptions:
     timeout_seconds: float = 900
     """Of wall clock, for each target."""
     memory_bytes: int | None = None
-    """Address space of each child; torch reserves several GB of it unused."""
+    """Held in memory by each child and what it starts."""
     allow_lossy: bool = False
     """Keep an artifact below the fidelity floor, with a warning in its passport."""
     only_check: bool = False
@@ -116,7 +116,7 @@ class TargetRun:
                 "edgekit.converters.worker",
                 self._folder,
                 timeout_seconds=options.timeout_seconds,
-                memory_bytes=options.memory_bytes,
+                resident_bytes=options.memory_bytes,
                 threads=options.threads,
                 cancelled=self._batch.cancelled,
                 on_poll=self._look,

@@ -137,13 +137,13 @@ def _quantization_steps(rows: tuple[Row, ...], artifacts: tuple[Artifact, ...]) 
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.artifact, row)
-    floats = {a.passport.format: a.passport for a in artifacts if a.passport.scheme == "fp32"}
+    floats = {a.passport.backend: a.passport for a in artifacts if a.passport.scheme == "fp32"}
     steps = []
     for passport in (a.passport for a in artifacts if a.passport.scheme not in (None, "fp32")):
-        twin = floats.get(passport.format)
+        twin = floats.get(passport.backend)
         steps.append(
             LineageStep(
-                step=f"quantize {passport.scheme} ({passport.format})",
+                step=f"quantize {passport.scheme} ({passport.backend or passport.format})",
                 summary=_quantization_summary(passport),
                 before=_effect_of(twin, first) if twin else None,
                 after=_effect_of(passport, first),

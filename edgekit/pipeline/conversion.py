@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, Format, Scheme
+from edgekit.artifact import Artifact, NodeRule, Scheme
 from edgekit.compress.student import Student
+from edgekit.converters.base import MicroBudget, QuantizationOptions
 from edgekit.errors import EdgekitError, HostError
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.pipeline.facts import TOOLKITS, tool_versions
@@ -25,10 +26,11 @@ from edgekit.pipeline.workspace import Stage
 if TYPE_CHECKING:
     from edgekit.converters.conversion import ConversionProgress
     from edgekit.pipeline.run import Context
+    from edgekit.recipe import ConvertOptions
 
 __all__ = ["Converted", "convert_all"]
 
-VERSION = 1
+VERSION = 2
 """Raised when a converter here starts to give other files for the same inputs."""
 
 
@@ -50,13 +52,13 @@ class _Job:
     """One artifact to make."""
 
     model: str
-    format: Format
+    target: str
     scheme: Scheme
     key: list[object]
 
     @property
     def stage(self) -> str:
-        return f"convert-{self.model}-{self.format}-{self.scheme}"
+        return f"convert-{self.model}-{self.target}-{self.scheme}"
 
 
 def convert_all(context: Context, learned: Learned) -> Converted:
@@ -65,31 +67,40 @@ def convert_all(context: Context, learned: Learned) -> Converted:
     failures: list[tuple[str, EdgekitError]] = []
     baseline: list[Artifact] = []
     if context.recipe.baseline is not None:
-        jobs = _jobs(context, "teacher", learned.teacher_stage, [context.recipe.baseline], [Scheme.FP32])
+        jobs = _jobs(context, "teacher", learned.teacher_stage, [context.recipe.baseline.value], [Scheme.FP32])
         baseline = _convert(context, learned.teacher, jobs, failures)
     jobs = _jobs(context, "student", learned.student_stage, options.to, options.schemes)
     students = _convert(context, learned.student, jobs, failures)
     return Converted(baseline=baseline[0] if baseline else None, students=tuple(students), failures=tuple(failures))
 
 
-def _jobs(
-    context: Context, model: str, stage: Stage, formats: Iterable[Format], schemes: Iterable[Scheme]
-) -> list[_Job]:
+def _jobs(context: Context, model: str, stage: Stage, targets: Iterable[str], schemes: Iterable[Scheme]) -> list[_Job]:
     versions = tool_versions()
     schemes = list(schemes)
     found = []
-    for target in formats:
-        tools = {name: versions.get(name) for name in ("torch", *TOOLKITS[target.value])}
+    options = context.recipe.convert
+    for target in targets:
+        tools = {name: versions.get(name) for name in ("torch", *TOOLKITS.get(target, versions))}
         for scheme in schemes:
-            key: list[object] = [VERSION, stage.key, target.value, scheme.value, tools]
-            if scheme is not Scheme.FP32:
-                options = context.recipe.convert
+            key: list[object] = [VERSION, stage.key, target, scheme.value, tools]
+            if not scheme.is_float:
                 identity = context.identity.calibration or context.identity.train
-                key += [options.calibration, options.io_dtype, identity, context.recipe.seed]
-            key += [context.identity.evaluation, context.recipe.convert.verification]
-            key += [context.recipe.convert.allow_lossy]
-            found.append(_Job(model=model, format=target, scheme=scheme, key=key))
+                key += [options.calibration, identity, context.recipe.seed]
+                key += [_quantization(options).model_dump(mode="json")]
+            key += [context.identity.evaluation, options.verification, options.input_layout]
+            key += [options.allow_lossy, options.flash_kb, options.ram_kb]
+            found.append(_Job(model=model, target=target, scheme=scheme, key=key))
     return found
+
+
+def _quantization(options: ConvertOptions) -> QuantizationOptions:
+    return QuantizationOptions(
+        io_dtype=options.io_dtype,
+        ranges=options.ranges,
+        percentile=options.percentile,
+        bias_correction=options.bias_correction,
+        rules=tuple(NodeRule(node=node, action=action) for node, action in options.rules.items()),
+    )
 
 
 def _convert(
@@ -119,32 +130,35 @@ def _refuse(_work: Path, out: Path) -> None:
 
 def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dict[str, EdgekitError]:
     """Convert `jobs`, each artifact becoming its stage the moment it is finished; stage name to its failure."""
-    from edgekit.converters.base import QuantizationOptions
     from edgekit.converters.conversion import ConversionOptions, convert_model
 
     recipe = context.recipe
-    is_float = all(job.scheme is Scheme.FP32 for job in jobs)
+    convert = recipe.convert
+    needs_calibration = any(job.scheme.is_static for job in jobs)
     options = ConversionOptions(
         lineage=student.lineage,
         input_layouts=context.workload.input_layouts,
-        quantization=QuantizationOptions(io_dtype=recipe.convert.io_dtype),
-        jobs=recipe.convert.jobs,
-        timeout_seconds=recipe.convert.timeout_seconds,
-        allow_lossy=recipe.convert.allow_lossy,
+        input_layout=convert.input_layout,
+        quantization=_quantization(convert),
+        micro=MicroBudget(flash_kb=convert.flash_kb, ram_kb=convert.ram_kb),
+        jobs=convert.jobs,
+        timeout_seconds=convert.timeout_seconds,
+        memory_bytes=None if convert.memory_mb is None else convert.memory_mb * 1_000_000,
+        allow_lossy=convert.allow_lossy,
     )
-    adoption = _Adoption(context, {(job.format.value, job.scheme): job for job in jobs})
+    adoption = _Adoption(context, {(job.target, job.scheme): job for job in jobs})
     failed: dict[str, EdgekitError] = {}
-    for schemes, formats in _groups(jobs):
+    for schemes, targets in _groups(jobs):
         outcome = convert_model(
             student.module,
             context.workload.example_inputs,
             name=jobs[0].model,
-            targets=[target.value for target in formats],
+            targets=targets,
             schemes=schemes,
-            calibration=()
-            if is_float
-            else calibration_batches(context.workload, recipe.convert.calibration, seed=recipe.seed),
-            verification=held_out_batches(context.workload, recipe.convert.verification, seed=recipe.seed),
+            calibration=calibration_batches(context.workload, convert.calibration, seed=recipe.seed)
+            if needs_calibration
+            else (),
+            verification=held_out_batches(context.workload, convert.verification, seed=recipe.seed),
             output_dir=adoption.scratch,
             options=options,
             on_progress=adoption.observe,
@@ -170,7 +184,7 @@ class _Adoption:
         job = self._jobs[progress.target, progress.scheme]
         if progress.stage == "done":
             with self._lock:
-                folder = self.scratch / f"{job.model}.{job.scheme}.{job.format}"
+                folder = self.scratch / f"{job.model}.{job.scheme}.{job.target}"
                 took = Artifact.open(folder).passport.conversion_seconds
                 stage = self._context.workspace.stage(
                     job.stage, self._context.plain(job.key), lambda _work, out: _adopt(folder, out)
@@ -186,12 +200,12 @@ def _adopt(made: Path, out: Path) -> None:
     made.rmdir()
 
 
-def _groups(jobs: list[_Job]) -> list[tuple[list[Scheme], list[Format]]]:
-    """Jobs as few calls of (schemes, formats): formats that miss the same schemes go together."""
-    missing: dict[Format, list[Scheme]] = {}
+def _groups(jobs: list[_Job]) -> list[tuple[list[Scheme], list[str]]]:
+    """Jobs as few calls of (schemes, targets): targets that miss the same schemes go together."""
+    missing: dict[str, list[Scheme]] = {}
     for job in jobs:
-        missing.setdefault(job.format, []).append(job.scheme)
-    groups: dict[tuple[Scheme, ...], list[Format]] = {}
+        missing.setdefault(job.target, []).append(job.scheme)
+    groups: dict[tuple[Scheme, ...], list[str]] = {}
     for target, schemes in missing.items():
         groups.setdefault(tuple(schemes), []).append(target)
-    return [(list(schemes), formats) for schemes, formats in groups.items()]
+    return [(list(schemes), targets) for schemes, targets in groups.items()]

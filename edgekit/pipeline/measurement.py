@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from edgekit.benchmarks.inputs import InputSet
     from edgekit.pipeline.run import Context
     from edgekit.store import ResultStore
+    from edgekit.workload import Workload
 
-__all__ = ["Measured", "Measurement", "measure_all"]
+__all__ = ["Measured", "Measurement", "layouts_of", "measure_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,13 @@ def _inputs(context: Context) -> InputSet:
     from edgekit.benchmarks.inputs import InputSet
     from edgekit.pipeline.samples import all_inputs
 
-    return InputSet(arrays=all_inputs(context.workload.evaluation))
+    return InputSet(arrays=all_inputs(context.workload.evaluation), layouts=layouts_of(context.workload))
+
+
+def layouts_of(workload: Workload) -> tuple[str | None, ...]:
+    """One layout for each input, None where the workload does not tell."""
+    told = workload.input_layouts
+    return (*told, *([None] * (len(workload.example_inputs) - len(told))))
 
 
 def _device_failed(

@@ -42,6 +42,7 @@ class RowMaker:
         devices = {info.spec: info for info in self.measured.devices}
         rows = [self._row(m, devices.get(m.device)) for m in self.measured.measurements]
         rows = self._compared_with_host(rows)
+        rows = self._compared_with_float(rows)
         rows = [self._judged(row, rows) for row in rows]
         front = pareto_front(rows)
         return tuple(row.model_copy(update={"pareto": row.id in front}) for row in rows)
@@ -161,6 +162,27 @@ class RowMaker:
                 )
             )
         return compared
+
+    def _compared_with_float(self, rows: list[Row]) -> list[Row]:
+        """Quantized rows slower than their fp32 twin on the same device are flagged, where the intervals tell."""
+        backend = {m.artifact.passport.name: m.artifact.passport.backend for m in self.measured.measurements}
+        floats = {
+            (row.device, backend[row.artifact]): row.latency
+            for row in rows
+            if row.scheme == "fp32" and not row.is_baseline and row.latency is not None
+        }
+        flagged = []
+        for row in rows:
+            twin = floats.get((row.device, backend[row.artifact]))
+            is_quantized = row.scheme is not None and row.scheme != "fp32"
+            if is_quantized and twin and row.latency and row.latency.p50_low_ns > twin.p50_high_ns:
+                told = (
+                    f"slower than fp32 here: {row.latency.p50_ns / 1e3:.4g} µs against {twin.p50_ns / 1e3:.4g} µs "
+                    f"({row.latency.p50_ns / twin.p50_ns:.2f}x); {row.scheme} does not pay in time on this device"
+                )
+                row = row.model_copy(update={"flags": (*row.flags, told)})
+            flagged.append(row)
+        return flagged
 
     def _judged(self, row: Row, rows: list[Row]) -> Row:
         from edgekit.benchmarks.verdict import judge

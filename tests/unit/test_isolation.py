@@ -147,6 +147,23 @@ def test_the_memory_limit_holds(child) -> None:
     assert str(limit) in (error.hint or "")
 
 
+def test_a_child_that_holds_too_much_is_ended(child) -> None:
+    """The limit is on what a child and its own children hold in memory; the error says how much and what to raise."""
+    body = """
+        import subprocess, sys, time
+        hold = "import time; held = bytearray(b'x') * 300_000_000; time.sleep(60)"
+        subprocess.run([sys.executable, "-c", hold])
+    """
+    module, work = child(body)
+    ended = run_child(module, work, timeout_seconds=LIMIT_SECONDS, resident_bytes=200_000_000)
+    assert ended.out_of_memory
+    assert ended.peak_rss_bytes > 200_000_000
+    error = failure_of(ended, backend="tflite", stage="x", timeout_seconds=60, memory_bytes=200_000_000)
+    assert error is not None
+    assert "of the 200 MB allowed" in str(error)
+    assert "--memory" in (error.hint or "")
+
+
 def test_a_child_dies_with_its_parent(child, tmp_path: Path) -> None:
     """When the parent is killed, the child that called enter_child does not go on alone."""
     module, work = child(
