@@ -16,6 +16,7 @@ EXTRA_OF = {
     "litert_torch": "tflite",
     "ai_edge_litert": "tflite",
     "ai_edge_quantizer": "tflite",
+    "tflite_micro": "micro",
     "executorch": "executorch",
     "torchao": "executorch",
     "onnx": "onnx",

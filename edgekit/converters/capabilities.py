@@ -48,6 +48,21 @@ TABLE: dict[str, dict[Scheme, tuple[bool, str, str | None]]] = {
         Scheme.STATIC_W8A8: _yes("QDQ; int8 weights, one scale per channel; uint8 activations; float in and out"),
         Scheme.STATIC_W8A16: _no("not written yet", "static_w8a16 in tflite"),
     },
+    "tflite-micro": {
+        Scheme.FP32: _yes("float; for microcontrollers with a floating-point unit"),
+        Scheme.FP16: _no("TensorFlow Lite Micro has no half-precision kernels", "fp32"),
+        Scheme.DYNAMIC_W8: _no(
+            "TensorFlow Lite Micro has no kernels with int8 weights and float activations", "static_w8a8"
+        ),
+        Scheme.WEIGHT_W8: _no(
+            "its DEQUANTIZE reads one weight scale for a whole tensor, not one per channel", "static_w8a8"
+        ),
+        Scheme.WEIGHT_W4: _no(
+            "TensorFlow Lite Micro has no kernels with int4 weights and float activations", "static_w8a8"
+        ),
+        Scheme.STATIC_W8A8: _yes("full integer, as C++ source too; arena measured in TensorFlow Lite Micro"),
+        Scheme.STATIC_W8A16: _yes("int8 weights, int16 activations, where each op has such a kernel"),
+    },
 }
 """Backend to scheme to (is it supported, how or why not, the nearest that is)."""
 

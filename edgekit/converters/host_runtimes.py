@@ -16,7 +16,9 @@ from edgekit.errors import UnsupportedError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["load_runtime", "runtime_name"]
+    from edgekit.converters.tflite_micro.interpreter import MicroInterpreter
+
+__all__ = ["load_runtime", "micro_run", "runtime_name"]
 
 Run = Callable[[Sequence["np.ndarray"]], "list[np.ndarray]"]
 
@@ -50,6 +52,19 @@ def _load_tflite(path: Path, threads: int) -> Run:
             interpreter.set_tensor(detail["index"], _quantized(array, detail))
         interpreter.invoke()
         return [_dequantized(interpreter.get_tensor(detail["index"]), detail) for detail in outputs]
+
+    return run
+
+
+def micro_run(interpreter: MicroInterpreter) -> Run:
+    """A model in TensorFlow Lite Micro, with floats in and out as of every runtime."""
+
+    def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+        given = [_quantized(array, detail) for array, detail in zip(sample, interpreter.inputs, strict=True)]
+        return [
+            _dequantized(array, detail)
+            for array, detail in zip(interpreter.run(given), interpreter.outputs, strict=True)
+        ]
 
     return run
 
