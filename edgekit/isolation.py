@@ -20,7 +20,16 @@ from pathlib import Path
 
 from edgekit.errors import ConversionError
 
-__all__ = ["ChildExit", "child_environment", "enter_child", "failure_of", "peak_rss_bytes", "run_child", "stderr_tail"]
+__all__ = [
+    "Child",
+    "ChildExit",
+    "child_environment",
+    "enter_child",
+    "failure_of",
+    "peak_rss_bytes",
+    "run_child",
+    "stderr_tail",
+]
 
 STDOUT_NAME = "stdout.txt"
 STDERR_NAME = "stderr.txt"
@@ -106,6 +115,67 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
+class Child:
+    """`python -m module folder`, running; its output is in `stdout.txt` and `stderr.txt` in `folder`.
+
+    The thread that makes it must live as long as it does: on Linux the child is killed when that thread ends.
+    """
+
+    def __init__(self, module: str, folder: Path, *, threads: int = 1, memory_bytes: int | None = None) -> None:
+        self._folder = folder
+        with (folder / STDOUT_NAME).open("wb") as out, (folder / STDERR_NAME).open("wb") as err:
+            self._process = subprocess.Popen(
+                # -P: the work folder or the current one must not shadow a toolchain's package
+                [sys.executable, "-P", "-m", module, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=child_environment(threads=threads, memory_bytes=memory_bytes),
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        """End it and all it started, if it still runs."""
+        if _reap(self._process) is None:
+            _end_group(self._process)
+
+    def wait(
+        self,
+        *,
+        timeout_seconds: float,
+        resident_bytes: int | None = None,
+        cancelled: threading.Event | None = None,
+        on_poll: Callable[[], None] | None = None,
+    ) -> ChildExit:
+        """How it ended; see `run_child`. The time limit counts from this call."""
+        started = time.monotonic()
+        timed_out = out_of_memory = False
+        resident = _Resident(self._process.pid, resident_bytes)
+        try:
+            while (ended := _reap(self._process)) is None:
+                timed_out = time.monotonic() - started > timeout_seconds
+                out_of_memory = resident.is_over()
+                if timed_out or out_of_memory or (cancelled is not None and cancelled.is_set()):
+                    ended = _end_group(self._process)
+                    break
+                if on_poll is not None:
+                    on_poll()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            _end_group(self._process)
+            raise
+        _kill_group(self._process.pid, signal.SIGKILL)  # grandchildren it may have left behind
+        returncode, peak = ended
+        return ChildExit(
+            returncode=returncode,
+            timed_out=timed_out,
+            wall_seconds=time.monotonic() - started,
+            peak_rss_bytes=max(peak, resident.most_bytes),
+            stderr_tail=stderr_tail(self._folder),
+            out_of_memory=out_of_memory,
+        )
+
+
 def run_child(
     module: str,
     folder: Path,
@@ -123,41 +193,9 @@ def run_child(
     four times a second). `cancelled` lets another thread end the child; `on_poll` is called about every 50 ms. A
     KeyboardInterrupt (or any other exception) here ends the child's whole process group before it goes on up.
     """
-    started = time.monotonic()
-    with (folder / STDOUT_NAME).open("wb") as out, (folder / STDERR_NAME).open("wb") as err:
-        process = subprocess.Popen(
-            # -P: the work folder or the current one must not shadow a toolchain's package
-            [sys.executable, "-P", "-m", module, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            env=child_environment(threads=threads, memory_bytes=memory_bytes),
-            start_new_session=True,
-        )
-    timed_out = out_of_memory = False
-    resident = _Resident(process.pid, resident_bytes)
-    try:
-        while (ended := _reap(process)) is None:
-            timed_out = time.monotonic() - started > timeout_seconds
-            out_of_memory = resident.is_over()
-            if timed_out or out_of_memory or (cancelled is not None and cancelled.is_set()):
-                ended = _end_group(process)
-                break
-            if on_poll is not None:
-                on_poll()
-            time.sleep(POLL_SECONDS)
-    except BaseException:
-        _end_group(process)
-        raise
-    _kill_group(process.pid, signal.SIGKILL)  # grandchildren it may have left behind
-    returncode, peak = ended
-    return ChildExit(
-        returncode=returncode,
-        timed_out=timed_out,
-        wall_seconds=time.monotonic() - started,
-        peak_rss_bytes=max(peak, resident.most_bytes),
-        stderr_tail=stderr_tail(folder),
-        out_of_memory=out_of_memory,
+    child = Child(module, folder, threads=threads, memory_bytes=memory_bytes)
+    return child.wait(
+        timeout_seconds=timeout_seconds, resident_bytes=resident_bytes, cancelled=cancelled, on_poll=on_poll
     )
 
 

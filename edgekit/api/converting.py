@@ -139,27 +139,29 @@ def convert_workload(
 
     `signatures` gives the input shapes of each further entry point.
     """
-    from edgekit.converters.conversion import convert_model
+    from edgekit.converters.conversion import convert_model, start_early
     from edgekit.converters.shapes import examples_at
     from edgekit.pipeline.samples import calibration_batches, held_out_batches
     from edgekit.workload import load_workload
 
     wanted = _members(Scheme, schemes, "scheme")
-    loaded = load_workload(workload, params).workload
     needs_calibration = any(scheme.is_static for scheme in wanted)
-    return convert_model(
-        loaded.build_model(),
-        loaded.example_inputs,
-        name="model",
-        targets=targets,
-        schemes=wanted,
-        calibration=calibration_batches(loaded, calibration, seed=0) if needs_calibration else (),
-        verification=held_out_batches(loaded, verification, seed=0),
-        output_dir=output_dir,
-        signatures=examples_at(loaded.example_inputs, signatures or {}),
-        options=dataclasses.replace(options, input_layouts=loaded.input_layouts),
-        on_progress=on_progress,
-    )
+    with start_early(targets, output_dir, options) as early:
+        loaded = load_workload(workload, params).workload
+        return convert_model(
+            loaded.build_model(),
+            loaded.example_inputs,
+            name="model",
+            targets=targets,
+            schemes=wanted,
+            calibration=calibration_batches(loaded, calibration, seed=0) if needs_calibration else (),
+            verification=held_out_batches(loaded, verification, seed=0),
+            output_dir=output_dir,
+            signatures=examples_at(loaded.example_inputs, signatures or {}),
+            options=dataclasses.replace(options, input_layouts=loaded.input_layouts),
+            early=early,
+            on_progress=on_progress,
+        )
 
 
 def _members(kind: type[Any], names: Sequence[Any], what: str) -> list[Any]:

@@ -146,7 +146,9 @@ def _convert(options: ConversionOptions, *, as_json: bool, **what: Any) -> int:
         print(json.dumps([artifact.passport.model_dump(mode="json") for artifact in outcome.artifacts]))
     elif outcome.artifacts:
         Console().print(artifact_table(outcome.artifacts))
-    return max((fail(failure.error, as_json=False) for failure in outcome.failures), default=0)
+        print(f"in {what['output_dir']}")
+    different = {str(failure.error): failure.error for failure in outcome.failures}
+    return max((fail(error, as_json=False) for error in different.values()), default=0)
 
 
 def names(text: str) -> list[str]:
@@ -200,19 +202,19 @@ def artifact_table(artifacts: tuple[Artifact, ...]) -> RenderableType:
     from edgekit.report import quantities
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("artifact", "size", "SQNR", "left float", "transposes", "path"):
+    for heading in ("artifact", "size", "SQNR", "left float", "transposes"):
         table.add_column(heading, overflow="fold")
     for artifact in artifacts:
         passport = artifact.passport
+        is_quantized = passport.scheme is not None and not passport.scheme.is_float
         table.add_row(
             passport.name + (" [yellow]![/]" if passport.warnings else ""),
             quantities.size(passport.size_bytes),
             sqnr(passport),
-            str(len(passport.unquantized_ops)) if passport.scheme is not None and not passport.scheme.is_float else "-",
+            str(len(passport.unquantized_ops)) if is_quantized else "-",
             "-" if passport.transposes is None else str(passport.transposes),
-            str(artifact.path),
         )
     if any(artifact.passport.warnings for artifact in artifacts):
-        table.caption = "[yellow]![/] has warnings: edgekit inspect PATH"
+        table.caption = "[yellow]![/] has warnings: edgekit inspect FOLDER/ARTIFACT"
         table.caption_justify = "left"
     return table

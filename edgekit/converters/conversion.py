@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import Artifact, Scheme
 from edgekit.converters.base import Capability
 from edgekit.converters.calibration import InputSpec, check_calibration, check_samples, input_specs, unlike
+from edgekit.converters.early import EarlyChildren
 from edgekit.converters.registry import load_converter
 from edgekit.converters.shapes import (
     at_other_sizes,
@@ -55,6 +56,7 @@ __all__ = [
     "convert_model",
     "convert_program",
     "export_all",
+    "start_early",
 ]
 
 
@@ -93,6 +95,7 @@ def convert_model(
     verification: Samples = (),
     signatures: Mapping[str, tuple[torch.Tensor, ...]] | None = None,
     options: ConversionOptions | None = None,
+    early: EarlyChildren | None = None,
     on_progress: Callable[[ConversionProgress], None] | None = None,
 ) -> ConversionOutcome:
     """Export the model and convert the program; see `convert_program`. Raises ExportError.
@@ -119,6 +122,7 @@ def convert_model(
             signatures=dict(list(saved.items())[1:]),
             options=replace(options, input_layouts=exported.layouts),
             specs=input_specs(exported.programs[0][1]),
+            early=early,
             on_progress=on_progress,
         )
 
@@ -167,6 +171,20 @@ def _saved(program: ExportedProgram, folder: Path, index: int) -> tuple[Path, st
     return path, save_program(program, path)
 
 
+def start_early(targets: Sequence[str], output_dir: Path, options: ConversionOptions) -> EarlyChildren:
+    """Children that import their toolchains while the caller loads its model. Raises UserError."""
+    _check_names("model", targets)
+    _make_folder(output_dir)
+    return EarlyChildren(targets, output_dir, options.jobs, threads=options.threads)
+
+
+def _make_folder(output_dir: Path) -> None:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{output_dir}: cannot be made: {e.strerror}", hint="give a folder of your own with -o") from e
+
+
 def _check_names(name: str, targets: Sequence[str]) -> None:
     """Raise for what is wrong whatever the model is, before it is exported."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
@@ -188,13 +206,15 @@ def convert_program(
     signatures: Mapping[str, tuple[Path, str]] | None = None,
     options: ConversionOptions | None = None,
     specs: Sequence[InputSpec] | None = None,
+    early: EarlyChildren | None = None,
     on_progress: Callable[[ConversionProgress], None] | None = None,
 ) -> ConversionOutcome:
     """Every (target, scheme) of a program `save_program` wrote, as artifacts under `output_dir`.
 
     Raises at once, before any child is started, for what cannot be right: an unknown target, a bad name, a program
     that is not ours, unfit calibration (UserError, ArtifactError, WorkloadError). What fails later is in the outcome.
-    `specs` are the program's inputs, where the caller knows them: reading the file again is saved.
+    `specs` are the program's inputs, where the caller knows them: reading the file again is saved. `early` holds
+    children that were started before there was a program, in the same `output_dir`.
     `on_progress` is called from worker threads.
     """
     _check_names(name, targets)
@@ -207,10 +227,7 @@ def convert_program(
     check_calibration(calibration, specs, needed)
     check_samples(verification, specs, what="verification")
     options = replace(options, warnings=(*options.warnings, *unlike(calibration, verification, specs)))
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{output_dir}: cannot be made: {e.strerror}", hint="give a folder of your own with -o") from e
+    _make_folder(output_dir)
     _remove_abandoned(output_dir)
     batch = Batch(
         name=name,
@@ -222,6 +239,7 @@ def convert_program(
         options=options,
         report=on_progress or (lambda _: None),
         signatures=dict(signatures or {}),
+        early=early or EarlyChildren((), output_dir, 0),
     )
     return _run_batch(batch, wanted)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, LineageStep, Scheme
 from edgekit.converters.base import MicroBudget, QuantizationOptions
+from edgekit.converters.early import EarlyChild, EarlyChildren
 from edgekit.converters.shapes import DynamicAxis
 from edgekit.converters.wire import SchemeResult, WorkRequest, save_samples
 from edgekit.errors import ConversionError, EdgekitError
-from edgekit.isolation import ChildExit, failure_of, run_child, stderr_tail
+from edgekit.isolation import ChildExit, failure_of, stderr_tail
 from edgekit.schema import read_record, write_atomically
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Batch:
     report: Callable[[ConversionProgress], None]
     signatures: dict[str, tuple[Path, str]] = field(default_factory=dict)
     """Further entry points: name to program file and sha256."""
+    early: EarlyChildren = field(default_factory=lambda: EarlyChildren((), Path(), 0))
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -108,16 +109,16 @@ class TargetRun:
         """Run the child to its end; `artifacts` and `failures` then hold every scheme."""
         if self._batch.cancelled.is_set():
             return
-        self._folder = Path(tempfile.mkdtemp(prefix=f".convert-{os.getpid()}-", dir=self._batch.output_dir))
         options = self._batch.options
+        child = self._batch.early.take(self._target) or EarlyChild(
+            self._target, self._batch.output_dir, options.threads
+        )
+        self._folder = child.folder
         try:
             self._prepare()
-            ended = run_child(
-                "edgekit.converters.worker",
-                self._folder,
+            ended = child.process.wait(
                 timeout_seconds=options.timeout_seconds,
                 resident_bytes=options.memory_bytes,
-                threads=options.threads,
                 cancelled=self._batch.cancelled,
                 on_poll=self._look,
             )
@@ -125,7 +126,7 @@ class TargetRun:
             for scheme in list(self._waiting):
                 self._fail(scheme, self._death(scheme, ended))
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            child.close()
 
     def _prepare(self) -> None:
         """Write everything the child reads."""

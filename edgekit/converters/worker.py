@@ -6,12 +6,14 @@ scheme succeeds, fails and is kept on its own.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Scheme
 from edgekit.converters.base import ConversionRequest, Converter
+from edgekit.converters.early import TARGET_NAME
 from edgekit.converters.fidelity import below_floor
 from edgekit.converters.registry import load_converter
 from edgekit.converters.wire import SchemeResult, WireError, WorkRequest, load_samples
@@ -26,6 +28,9 @@ __all__ = ["main"]
 def main(folder: Path) -> None:
     """Do the work request in `folder`, scheme by scheme."""
     enter_child()
+    _import_toolchain(folder)
+    while not (folder / "request.json").exists():  # a parent that dies ends this child too
+        time.sleep(0.01)
     work = read_record(WorkRequest, folder / "request.json")
     try:
         _note(folder, work.schemes[0], "import")
@@ -37,6 +42,23 @@ def main(folder: Path) -> None:
         return
     for scheme in work.schemes:
         _convert_one(folder, work, converter, base, scheme)
+
+
+_TOOLCHAINS = {
+    "tflite": ("litert_torch", "ai_edge_quantizer.quantizer", "ai_edge_litert.interpreter"),
+    "executorch": ("executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner"),
+    "onnx": ("onnxruntime.quantization", "onnxscript", "torch.onnx"),
+}
+
+
+def _import_toolchain(folder: Path) -> None:
+    """Import what the conversion will, while the parent still exports; what is missing is told by the conversion."""
+    target = (folder / TARGET_NAME).read_text() if (folder / TARGET_NAME).exists() else ""
+    for module in ("torch", *_TOOLCHAINS.get(target, ())):
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return
 
 
 def _base_request(folder: Path, work: WorkRequest) -> ConversionRequest:
@@ -112,7 +134,7 @@ def _check_floor(artifact: Artifact, work: WorkRequest, scheme: Scheme, seconds:
         )
     lossy = tuple(f"kept although {reason}" for reason in reasons)
     measured = {"conversion_seconds": seconds, "conversion_peak_rss_bytes": peak_rss_bytes()}
-    told = (*passport.warnings, *work.warnings, *lossy)
+    told = (*passport.warnings, *(work.warnings if scheme.is_static else ()), *lossy)
     changed = passport.model_copy(update={"warnings": told, **measured})
     Artifact(path=artifact.path, passport=changed).save_passport()
 
