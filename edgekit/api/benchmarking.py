@@ -70,7 +70,7 @@ def benchmark_all(
     """Several artifacts on one device, which is opened once; see `benchmark`."""
     from edgekit.benchmarks.devices.base import Deadline
     from edgekit.benchmarks.devices.registry import device_lock, open_device
-    from edgekit.pipeline.workspace import disk_errors_explained
+    from edgekit.disk import disk_errors_explained
     from edgekit.store import ResultStore
 
     opened = [item if isinstance(item, Artifact) else open_artifact(item) for item in artifacts]

@@ -19,7 +19,7 @@ def init(
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> int:
     """Write a commented workload.py and recipe.yaml that run as they are."""
-    from edgekit.pipeline.workspace import disk_errors_explained
+    from edgekit.disk import disk_errors_explained
     from edgekit.scaffold import write_scaffold
 
     with disk_errors_explained(folder):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import Artifact, Scheme
 from edgekit.converters.base import Capability
 from edgekit.converters.calibration import InputSpec, check_calibration, check_samples, input_specs, unlike
-from edgekit.converters.early import EarlyChildren
+from edgekit.converters.early import EarlyChildren, shared_folder
 from edgekit.converters.registry import load_converter
 from edgekit.converters.shapes import (
     at_other_sizes,
@@ -32,6 +32,7 @@ from edgekit.converters.shapes import (
     tensors_permuted,
 )
 from edgekit.converters.target_run import (
+    DISK_HINT,
     Batch,
     ConversionFailure,
     ConversionOptions,
@@ -39,6 +40,8 @@ from edgekit.converters.target_run import (
     Samples,
     TargetRun,
 )
+from edgekit.converters.wire import save_samples
+from edgekit.disk import disk_errors_explained
 from edgekit.errors import ConversionError, Problem, UnsupportedError, UserError
 from edgekit.exporting import check_inputs, export_program, load_own_program, save_program
 
@@ -107,7 +110,10 @@ def convert_model(
     _check_names(name, targets)
     exported = export_all(model, example_inputs, name, signatures or {}, options)
     with tempfile.TemporaryDirectory(prefix="edgekit-export-") as folder:
-        saved = {key: _saved(program, Path(folder), index) for index, (key, program) in enumerate(exported.programs)}
+        with disk_errors_explained(Path(folder), hint="the temporary folder needs room for the model: set TMPDIR"):
+            saved = {
+                key: _saved(program, Path(folder), index) for index, (key, program) in enumerate(exported.programs)
+            }
         (path, sha256), *_ = saved.values()
         held_out = tuple(permuted(sample, exported.orders) for sample in verification)
         return convert_program(
@@ -229,19 +235,23 @@ def convert_program(
     options = replace(options, warnings=(*options.warnings, *unlike(calibration, verification, specs)))
     _make_folder(output_dir)
     _remove_abandoned(output_dir)
-    batch = Batch(
-        name=name,
-        program_path=program_path,
-        sha256=sha256,
-        calibration=tuple(tuple(sample) for sample in calibration),
-        verification=tuple(tuple(sample) for sample in verification),
-        output_dir=output_dir,
-        options=options,
-        report=on_progress or (lambda _: None),
-        signatures=dict(signatures or {}),
-        early=early or EarlyChildren((), output_dir, 0),
-    )
-    return _run_batch(batch, wanted)
+    with disk_errors_explained(output_dir, hint=DISK_HINT), shared_folder(output_dir) as shared:
+        batch = Batch(
+            name=name,
+            program_path=program_path,
+            sha256=sha256,
+            samples={
+                what: save_samples(shared / f"{what}.npz", samples)
+                for what, samples in (("calibration", calibration), ("verification", verification))
+                if samples
+            },
+            output_dir=output_dir,
+            options=options,
+            report=on_progress or (lambda _: None),
+            signatures=dict(signatures or {}),
+            early=early or EarlyChildren((), output_dir, 0),
+        )
+        return _run_batch(batch, wanted)
 
 
 def _split_by_support(

@@ -9,16 +9,27 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from edgekit.isolation import Child
 
-__all__ = ["TARGET_NAME", "EarlyChild", "EarlyChildren"]
+__all__ = ["TARGET_NAME", "EarlyChild", "EarlyChildren", "shared_folder"]
 
 TARGET_NAME = "target.txt"
 """In a work folder: the converter whose toolchain the child imports before it waits for its request."""
+
+
+@contextmanager
+def shared_folder(output_dir: Path) -> Iterator[Path]:
+    """A folder beside the children's own for files that all of them read; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f".convert-{os.getpid()}-", dir=output_dir))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class EarlyChild:

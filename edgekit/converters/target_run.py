@@ -14,8 +14,9 @@ from edgekit.artifact import Artifact, LineageStep, Scheme
 from edgekit.converters.base import MicroBudget, QuantizationOptions
 from edgekit.converters.early import EarlyChild, EarlyChildren
 from edgekit.converters.shapes import DynamicAxis
-from edgekit.converters.wire import SchemeResult, WorkRequest, save_samples
-from edgekit.errors import ConversionError, EdgekitError
+from edgekit.converters.wire import SchemeResult, WorkRequest
+from edgekit.disk import disk_reason_in
+from edgekit.errors import ConversionError, EdgekitError, HostError
 from edgekit.isolation import ChildExit, failure_of, stderr_tail
 from edgekit.schema import read_record, write_atomically
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["Batch", "ConversionFailure", "ConversionOptions", "ConversionProgress", "Samples", "TargetRun"]
+
+DISK_HINT = "free some space, or choose another folder with -o; finished artifacts are kept"
 
 Samples = Sequence[Sequence["np.ndarray"]]
 
@@ -81,8 +84,8 @@ class Batch:
     name: str
     program_path: Path
     sha256: str
-    calibration: tuple[tuple[np.ndarray, ...], ...]
-    verification: tuple[tuple[np.ndarray, ...], ...]
+    samples: dict[str, Path]
+    """`calibration` and `verification` to the file of each that there is."""
     output_dir: Path
     options: ConversionOptions
     report: Callable[[ConversionProgress], None]
@@ -134,18 +137,16 @@ class TargetRun:
         _place(batch.program_path, folder / "program.pt2")
         for index, (path, _) in enumerate(batch.signatures.values()):
             _place(path, folder / f"signature.{index}.pt2")
-        if batch.calibration:
-            save_samples(folder / "calibration.npz", batch.calibration)
-        if batch.verification:
-            save_samples(folder / "verification.npz", batch.verification)
+        for what, path in batch.samples.items():
+            _place(path, folder / f"{what}.npz")
         request = WorkRequest(
             converter=self._target,
             name=batch.name,
             program="program.pt2",
             sha256=batch.sha256,
             schemes=self._schemes,
-            has_calibration=bool(batch.calibration),
-            has_verification=bool(batch.verification),
+            has_calibration="calibration" in batch.samples,
+            has_verification="verification" in batch.samples,
             quantization=batch.options.quantization,
             is_trained=batch.options.is_trained,
             signatures={name: sha256 for name, (_, sha256) in batch.signatures.items()},
@@ -195,7 +196,7 @@ class TargetRun:
         except FileNotFoundError:
             return ""
 
-    def _death(self, scheme: Scheme, ended: ChildExit) -> ConversionError:
+    def _death(self, scheme: Scheme, ended: ChildExit) -> EdgekitError:
         """Why a scheme has no answer: the way its child ended, and the stage it was in."""
         options = self._batch.options
         stage = self._stage() or f"{scheme} start"
@@ -206,6 +207,8 @@ class TargetRun:
             timeout_seconds=options.timeout_seconds,
             memory_bytes=options.memory_bytes,
         )
+        if death is not None and (reason := disk_reason_in(ended.stderr_tail)):
+            return HostError(f"{self._target}: {stage}: {reason}", hint=DISK_HINT)
         if death is not None:
             return death
         return ConversionError("ended without an answer", backend=self._target, stage=stage, stderr=ended.stderr_tail)

@@ -13,6 +13,7 @@ Numbers are base units; every file appears by rename.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,13 +111,14 @@ class SchemeResult(Record):
     error: WireError | None = None
 
 
-def save_samples(path: Path, samples: tuple[tuple[np.ndarray, ...], ...]) -> None:
-    """Write samples as one `.npz` without pickles."""
+def save_samples(path: Path, samples: Sequence[Sequence[np.ndarray]]) -> Path:
+    """`path`, with the samples in it as one `.npz` without pickles."""
     import numpy as np
 
     arrays = {f"s{s}_i{i}": array for s, sample in enumerate(samples) for i, array in enumerate(sample)}
     with path.open("wb") as f:
         np.savez(f, **arrays)  # type: ignore[arg-type]
+    return path
 
 
 def load_samples(path: Path) -> tuple[tuple[np.ndarray, ...], ...]:

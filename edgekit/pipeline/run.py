@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.disk import disk_errors_explained
 from edgekit.errors import EdgekitError
 from edgekit.pipeline.events import Observer, StageEvent, StageStatus, silent
 from edgekit.pipeline.learning import WorkloadIdentity, identify, learn, reference_outputs
-from edgekit.pipeline.workspace import Stage, Workspace, disk_errors_explained
+from edgekit.pipeline.workspace import Stage, Workspace
 from edgekit.recipe import Recipe
 from edgekit.report.model import Report, StageFacts, Warned
 from edgekit.schema import digest

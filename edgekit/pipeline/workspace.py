@@ -10,7 +10,6 @@ runs/
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -22,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgekit.errors import HostError, UserError
+from edgekit.disk import disk_errors_explained
+from edgekit.errors import UserError
 from edgekit.schema import Record, digest, near_miss, read_record, write_atomically
 
-__all__ = ["Stage", "StageRecord", "Workspace", "disk_errors_explained"]
+__all__ = ["Stage", "StageRecord", "Workspace"]
 
 _log = logging.getLogger(__name__)
 KEY_LENGTH = 16
@@ -49,26 +49,6 @@ class Stage:
     folder: Path
     cached: bool
     seconds: float
-
-
-@contextmanager
-def disk_errors_explained(place: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a HostError that says where."""
-    try:
-        yield
-    except OSError as e:
-        reasons = {
-            errno.ENOSPC: "no space left on this disk",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "permission denied",
-        }
-        if e.errno in reasons:
-            raise HostError(
-                f"{e.filename or place}: {reasons[e.errno]}",
-                hint="free some space or choose another --workspace; finished stages are kept",
-            ) from e
-        raise
 
 
 class Workspace:
