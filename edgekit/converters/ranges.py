@@ -152,7 +152,8 @@ class RangeObserver:
         clipped = sums.squares_about(lows, 0, first) + sums.squares_about(highs, last, sums.centres.size)
         vanished = sums.second[far] - sums.second[near]
         rounded = (sums.number[last] - sums.number[first]) - (sums.number[far] - sums.number[near])
-        return np.asarray((clipped + vanished + rounded * np.square(steps) / 12) / self.count)
+        errors: np.ndarray = (clipped + vanished + rounded * np.square(steps) / 12) / self.count
+        return errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,8 @@ class _PrefixSums:
         """Σ (value − point)² over the bins from `start` to before `end`; never below zero."""
         number, first = self.number[end] - self.number[start], self.first[end] - self.first[start]
         second = self.second[end] - self.second[start]
-        return np.maximum(second - 2 * points * first + np.square(points) * number, 0.0)
+        squares: np.ndarray = np.maximum(second - 2 * points * first + np.square(points) * number, 0.0)
+        return squares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
