@@ -18,11 +18,11 @@ torch = pytest.importorskip("torch")
 
 from edgekit.artifact import Scheme  # noqa: E402
 from edgekit.converters.conversion import ConversionOptions, convert_model  # noqa: E402
-from edgekit.errors import ArtifactError, ConversionError, UnsupportedError, UserError, WorkloadError  # noqa: E402
+from edgekit.errors import ArtifactError, ConversionError, HostError, UnsupportedError, UserError, WorkloadError  # noqa: E402
 
 FAKE = """
 import os, sys, time
-from edgekit.artifact import Artifact, Format, Passport, Scheme, TensorSpec
+from edgekit.artifact import Artifact, Fidelity, Format, OutputFidelity, Passport, Scheme, TensorSpec
 from edgekit.converters.base import Capability
 from edgekit.errors import ConversionError
 from edgekit.schema import sha256_of
@@ -44,13 +44,19 @@ class Converter:
             os.abort()
         if request.scheme is Scheme.DYNAMIC_W8:
             raise ConversionError("no such tensor", backend="fake", stage="quantize", op="aten.foo", hint="try fp32")
+        if request.scheme is Scheme.STATIC_W8A16:
+            with open("/dev/full", "w") as full:  # a device that is always full: ENOSPC
+                full.write("weights")
         if request.scheme is Scheme.WEIGHT_W8:
             time.sleep(600)
         path.write_bytes(b"a whole model")
         spec = TensorSpec(name="x", shape=(1, 4), dtype="float32")
         artifact = Artifact(path=path, passport=Passport(
             name="n", format=Format.ONNX, scheme=request.scheme, file=path.name, sha256=sha256_of(path),
-            size_bytes=path.stat().st_size, inputs=(spec,), outputs=(spec,), ops=()))
+            size_bytes=path.stat().st_size, inputs=(spec,), outputs=(spec,), ops=(),
+            fidelity=None if request.scheme is Scheme.WEIGHT_W4 else Fidelity(
+                samples=1, source="example", runtime="fake 1", outputs=(OutputFidelity(
+                    name="x", sqnr_db=None, exact=True, cosine=1.0, max_abs_error=0.0, non_finite=0),))))
         artifact.save_passport()
         return artifact
 """
@@ -72,7 +78,7 @@ def fake_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def convert(folder: Path, schemes: list[Scheme], *, targets=("fake",), **changes):
     torch.manual_seed(0)
     options = changes.pop("options", ConversionOptions())
-    given = {"calibration": [(np.zeros((1, 4), np.float32),)], "name": "m"} | changes
+    given = {"calibration": [(np.arange(4, dtype=np.float32)[None],)], "name": "m"} | changes
     return convert_model(
         torch.nn.Linear(4, 4),
         (torch.zeros(1, 4),),
@@ -109,6 +115,30 @@ def test_an_abort_in_the_child_is_an_error_and_what_was_finished_stays(tmp_path:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.fp32.fake"]
     with pytest.raises(ConversionError, match="SIGABRT"):
         outcome.raise_failures()
+
+
+def test_an_artifact_that_nobody_compared_with_pytorch_is_refused(tmp_path: Path) -> None:
+    """A backend that writes no fidelity into its passport has proved nothing; only --allow-lossy keeps such a file."""
+    outcome = convert(tmp_path / "out", [Scheme.WEIGHT_W4])
+    assert "was not compared with PyTorch" in outcome.failures[0].error.message
+    kept = convert(tmp_path / "out", [Scheme.WEIGHT_W4], options=ConversionOptions(allow_lossy=True))
+    assert kept.artifacts[0].passport.warnings == ("kept although it was not compared with PyTorch",)
+
+
+def test_a_full_disk_is_the_hosts_error(tmp_path: Path) -> None:
+    """The child's disk is full: told as such, and neither as the model's nor as the backend's fault."""
+    outcome = convert(tmp_path / "out", [Scheme.STATIC_W8A16])
+    error = outcome.failures[0].error
+    assert isinstance(error, HostError)
+    assert "static_w8a16 convert: no space left on this disk" in error.message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_child_that_holds_too_much_memory_is_told_with_the_limit(tmp_path: Path) -> None:
+    """torch alone holds more than 100 MB: the conversion is ended, and what to raise is named."""
+    outcome = convert(tmp_path / "out", [Scheme.FP32], options=ConversionOptions(memory_bytes=100_000_000))
+    assert "of the 100 MB allowed" in outcome.failures[0].error.message
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_error_of_one_scheme_does_not_stop_the_next(tmp_path: Path) -> None:
