@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-__all__ = ["AlignedTensor", "align", "covering_tensors", "node_values"]
+__all__ = ["AlignedTensor", "align", "covering_tensors", "graph_arguments", "node_values"]
 
 TOLERANCE = 1e-3
 """Relative L2 error up to which a float tensor is taken for a node's output."""
@@ -101,11 +101,11 @@ def node_values(program: ExportedProgram, sample: Sequence[np.ndarray]) -> dict[
             return value
 
     with torch.no_grad():
-        Recorder(program.graph_module).run(*_arguments(program, sample))
+        Recorder(program.graph_module).run(*graph_arguments(program, sample))
     return kept
 
 
-def _arguments(program: ExportedProgram, sample: Sequence[np.ndarray]) -> list[Any]:
+def graph_arguments(program: ExportedProgram, sample: Sequence[np.ndarray]) -> list[Any]:
     """What the program's graph takes: lifted parameters, buffers and constants, then the sample, in its order."""
     import torch
     from torch.export.graph_signature import InputKind
