@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type board bench clean
+.PHONY: help setup demo test check lint type board bench conversion-matrix bench-converters clean
 
 help:  ## list the tasks
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer"; exit 1; }
@@ -46,6 +46,12 @@ board: $(INSTALLED)  ## only the tests on the virtual board; none may be skipped
 
 bench: $(INSTALLED)  ## what edgekit itself costs: imports, harness overhead
 	$(BIN)/python scripts/bench_harness.py
+
+conversion-matrix: $(INSTALLED)  ## docs/conversion-matrix.md: every model x backend x scheme, or why not
+	$(BIN)/python scripts/conversion_matrix.py
+
+bench-converters: $(INSTALLED)  ## docs/benchmarks/converters.md: overhead, fidelity and speed of conversions
+	$(BIN)/python scripts/bench_converters.py $(if $(DATA),--data '$(DATA)')
 
 clean:  ## remove what the tasks made here (not the cache in ~/.cache/edgekit)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

@@ -33,7 +33,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": lambda: zoo_images.MobileNetV2(width=8, is_full=True),
     "efficientnet": lambda: zoo_images.EfficientNet(width=24, depth=2),
 }
-STEPS, BATCH, SEED = {"resnet18": 100, "mobilenet_v2": 120, "efficientnet": 300}, 64, 0
+STEPS, BATCH, SEED = {"resnet18": 100, "mobilenet_v2": 300, "efficientnet": 300}, 64, 0
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
