@@ -84,6 +84,8 @@ class FileFacts(Record):
     peak_activation_bytes: int | None = None
     signatures: tuple[Signature, ...] = ()
     """Every entry point, when there are several."""
+    scheme: Scheme | None = None
+    """Where a reader can tell what the types of the ops cannot."""
     warnings: tuple[str, ...] = ()
 
 
@@ -121,6 +123,8 @@ def unquantized(nodes: Iterable[Node], reason: str) -> tuple[UnquantizedOp, ...]
 
 def infer_scheme(facts: FileFacts) -> Scheme | None:
     """The scheme of a foreign file as its ops tell it; None when they do not tell."""
+    if facts.scheme is not None:
+        return facts.scheme
     dtypes = {op.dtype for op in facts.ops} - {BOUNDARY}
     if "int8" in dtypes or "uint8" in dtypes:
         return Scheme.STATIC_W8A8
