@@ -57,10 +57,10 @@ class RangeObserver:
             return
         if flat.dtype != np.float32:
             flat = flat.astype(np.float64)
-        low, high = min(self.lowest, float(flat.min())), max(self.highest, float(flat.max()))
-        if not math.isfinite(high - low):
+        low, high = float(flat.min()), float(flat.max())
+        if not math.isfinite(high - low):  # NaN goes through min and max of an array, and not through Python's
             raise ValueError("a calibrated tensor holds NaN or infinite values")
-        self.lowest, self.highest = low, high
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         self.count += flat.size
         zeros = flat.size - int(np.count_nonzero(flat))
         self.zeros += zeros
@@ -211,15 +211,19 @@ def choose_ranges(
 
     AUTO first scores each rule for all tensors alike; then it goes through the tensors in groups, those where the
     rules differ most first, and moves a group to another rule where that scores better, `trials` times at most.
-    `fixed` holds tensors to a rule of their own. `score` is called for AUTO only.
+    `fixed` holds tensors to a rule of their own. `score` is called for AUTO only, and should judge by samples the
+    observers have not seen: on those they have, clipping never shows what it costs (a percentile range scored 1 dB
+    below min/max there and 1.8 dB below on others, measured on ResNet-20).
     """
     kept = dict(fixed or {})
+    found: dict[tuple[str, RangeRule], Range] = {}
 
     def ranges_by(rules: Mapping[str, RangeRule]) -> dict[str, Range]:
-        return {
-            name: observers[name].range_of(one, bits=bits, symmetric=symmetric, percentile=percentile)
-            for name, one in rules.items()
-        }
+        for name, one in rules.items():
+            if (name, one) not in found:
+                observer = observers[name]
+                found[name, one] = observer.range_of(one, bits=bits, symmetric=symmetric, percentile=percentile)
+        return {name: found[name, one] for name, one in rules.items()}
 
     def uniform(one: RangeRule) -> dict[str, RangeRule]:
         return {name: kept.get(name, one) for name in observers}
@@ -231,8 +235,10 @@ def choose_ranges(
     best_rule = max(_RULES, key=lambda one: compared[one.value])
     best, rules = compared[best_rule.value], uniform(best_rule)
     second = max((one for one in _RULES if one is not best_rule), key=lambda one: compared[one.value])
-    for group in _groups(observers, kept, (best_rule, second), bits, symmetric, percentile, trials):
-        tried = {**rules, **{name: second for name in group}}
+    free = [name for name in observers if name not in kept]
+    pair = [ranges_by(dict.fromkeys(free, one)) for one in (best_rule, second)]
+    for group in _groups({name: _difference(pair[0][name], pair[1][name]) for name in free}, trials):
+        tried = {**rules, **dict.fromkeys(group, second)}
         result = score(ranges_by(tried))
         if result > best:
             best, rules = result, tried
@@ -240,24 +246,16 @@ def choose_ranges(
     return RangeChoice(ranges=ranges_by(rules), rules=rules, compared=compared)
 
 
-def _groups(
-    observers: Mapping[str, RangeObserver],
-    kept: Mapping[str, RangeRule],
-    pair: tuple[RangeRule, RangeRule],
-    bits: int,
-    symmetric: bool,
-    percentile: float,
-    trials: int,
-) -> list[Sequence[str]]:
-    """At most `trials` groups of the tensors on which the two rules differ, most different first, smallest first."""
+def _difference(one: Range, other: Range) -> float:
+    """How much the widths of two ranges differ, of the wider one."""
+    widths = one[1] - one[0], other[1] - other[0]
+    return abs(widths[0] - widths[1]) / max(*widths, 1e-30)
 
-    def difference(name: str) -> float:
-        found = [observers[name].range_of(r, bits=bits, symmetric=symmetric, percentile=percentile) for r in pair]
-        (low, high), (other_low, other_high) = found
-        return abs((high - low) - (other_high - other_low)) / max(high - low, other_high - other_low, 1e-30)
 
-    differing = [(difference(name), name) for name in observers if name not in kept]
-    names = [name for amount, name in sorted(differing, key=lambda item: (-item[0], item[1])) if amount > 1e-3]
+def _groups(differences: Mapping[str, float], trials: int) -> list[Sequence[str]]:
+    """At most `trials` groups of the tensors on which two rules differ, most different first, smallest first."""
+    ordered = sorted(differences.items(), key=lambda item: (-item[1], item[0]))
+    names = [name for name, amount in ordered if amount > 1e-3]
     groups: list[Sequence[str]] = []
     size, start = max(1, len(names) // 16), 0
     while start < len(names) and len(groups) < trials:
