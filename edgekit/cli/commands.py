@@ -5,6 +5,7 @@ from edgekit.cli import (  # noqa: F401, I001  (the order is the order of the he
     converting,
     checking,
     inspecting,
+    why,
     benchmarking,
     devices,
     reporting,

@@ -12,7 +12,7 @@ from edgekit.cli.app import app
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgekit.artifact import Passport, TensorSpec
+    from edgekit.artifact import CalibrationFacts, Fidelity, OutputFidelity, Passport, TensorSpec
 
 
 @app.command(epilog="Example: edgekit inspect artifacts/student.static_w8a8.tflite")
@@ -50,8 +50,9 @@ def _passport_view(passport: Passport) -> RenderableType:
     for op in passport.ops:
         ops.add_row(escape(op.name), op.dtype, str(op.count), "" if op.version is None else str(op.version))
     parts: list[RenderableType] = [facts, Text(), tensors, Text(), ops]
-    if passport.scheme not in (None, "fp32"):
+    if passport.scheme is not None and not passport.scheme.is_float:
         parts += [Text(), _left_float(passport)]
+    parts += [Text(f"note: {note}", "dim") for note in passport.notes]
     for warning in passport.warnings:
         parts.append(Text(f"warning: {warning}", "yellow"))
     return Group(*parts)
@@ -93,14 +94,70 @@ def _facts(passport: Passport) -> list[tuple[str, str]]:
         facts.append(("MACs", f"{passport.macs:,}"))
     for delegate in passport.delegates:
         facts.append(("delegate", f"{delegate.name}: {delegate.nodes} of {delegate.total} nodes"))
-    if passport.fidelity is not None:
-        fidelity = passport.fidelity
-        facts.append(("fidelity", f"{sqnr(passport)} over {fidelity.samples} {fidelity.source} inputs"))
+    facts += _graph_facts(passport)
+    for fidelity in (passport.fidelity, passport.calibration_fidelity):
+        if fidelity is not None:
+            facts += [(f"{fidelity.source} inputs", _output_line(output, fidelity)) for output in fidelity.outputs]
+    if passport.calibration is not None:
+        facts.append(("ranges", _calibration_line(passport.calibration)))
     for name, version in passport.minimum_runtime.items():
         facts.append(("needs", f"{name} {version} or newer"))
     facts.extend(("made by", f"{name} {version}") for name, version in sorted(passport.tool_versions.items()))
     facts.extend(("lineage", f"{step.step}: {step.summary}") for step in passport.lineage)
     return facts
+
+
+def _graph_facts(passport: Passport) -> list[tuple[str, str]]:
+    """What the file does at every inference besides computing, and what it takes."""
+    from edgekit.report import quantities
+
+    facts = []
+    if passport.transposes is not None:
+        facts.append(("transposes", f"{passport.transposes} of activations, at every inference"))
+    if passport.boundaries is not None:
+        facts.append(("boundaries", f"{passport.boundaries} quantize or dequantize ops on activations"))
+    if passport.peak_activation_bytes is not None:
+        facts.append(("peak activations", quantities.size(passport.peak_activation_bytes)))
+    if passport.micro is not None:
+        micro = passport.micro
+        facts.append(("arena", f"{micro.arena_bytes} bytes in TensorFlow Lite Micro on this host"))
+        facts.append(("flash", f"{micro.flash_bytes} bytes, and the kernels {', '.join(micro.kernels)}"))
+    facts.extend(("entry point", f"{entry.name}: {_shapes(entry.inputs)}") for entry in passport.signatures)
+    facts.extend(("with", f"{extra.path} ({quantities.size(extra.size_bytes)})") for extra in passport.extra_files[:8])
+    if len(passport.extra_files) > 8:
+        facts.append(("with", f"{len(passport.extra_files) - 8} more files"))
+    return facts
+
+
+def _shapes(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join("×".join(map(str, spec.shape)) or "scalar" for spec in specs)
+
+
+def _output_line(output: OutputFidelity, fidelity: Fidelity) -> str:
+    """`output_0: 38.9 dB SQNR, cosine 0.99994, max error 0.021, agreement 99.0% over 100`."""
+    if output.exact:
+        return f"{output.name}: equal to the bit over {fidelity.samples}"
+    parts = [f"{output.sqnr_db:.1f} dB SQNR" if output.sqnr_db is not None else "no SQNR"]
+    if output.cosine is not None:
+        parts.append(f"cosine {output.cosine:.5f}")
+    if output.max_abs_error is not None:
+        parts.append(f"max error {output.max_abs_error:.3g}")
+    if output.agreement is not None:
+        parts.append(f"agreement {output.agreement:.1%}")
+    if output.non_finite:
+        parts.append(f"{output.non_finite} NaN or infinite")
+    return f"{output.name}: {', '.join(parts)} over {fidelity.samples}"
+
+
+def _calibration_line(calibration: CalibrationFacts) -> str:
+    told = f"{calibration.rule}, {calibration.samples} samples"
+    if calibration.compared:
+        told += " (" + ", ".join(f"{name} {value:.1f} dB" for name, value in calibration.compared.items()) + ")"
+    if calibration.bias_correction:
+        told += ", biases corrected"
+    for rule in calibration.rules:
+        told += f"; {rule.node} {rule.action}"
+    return told
 
 
 def _tensor_cells(spec: TensorSpec) -> tuple[str, str, str, str, str, str]:

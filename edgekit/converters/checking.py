@@ -106,10 +106,16 @@ def _refusals(
         logging.getLogger(__name__).debug("%s", e)
         return single, None
     report: Any = getattr(draft, "_report", None)
-    found = (
-        tuple(_refusal(failure, report.str_to_filename) for failure in report.failures) if report is not None else ()
-    )
+    files = _file_names() | dict(report.str_to_filename if report is not None else {})
+    found = tuple(_refusal(failure, files) for failure in report.failures) if report is not None else ()
     return tuple(dict.fromkeys(found)) or single, draft
+
+
+def _file_names() -> dict[int, str]:
+    """Numbers that stand for file names in torch's traces; a report has only those that were not told before it."""
+    from torch._logging import structured
+
+    return {number: name for name, number in structured.INTERN_TABLE.items()}
 
 
 def _draft(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("run", "demo", "convert", "inspect", "benchmark", "devices", "compare", "report", "init", "doctor")
+COMMANDS = (
+    *("run", "demo", "convert", "check", "converters", "inspect", "benchmark", "devices", "compare", "report"),
+    *("init", "doctor"),
+)
 
 WORKLOAD = """\
 import torch, edgekit
@@ -85,6 +88,16 @@ def test_help_shows_an_example(command: str, tmp_path: Path) -> None:
         (["convert", "workload.py:good", "--scheme", "static_w8a"], 2, "did you mean 'static_w8a8'"),
         (["convert", "workload.py:good", "--scheme", ","], 2, "name at least one"),
         (["convert", "workload.py:empty"], 2, "calibration is empty"),
+        (["convert", "workload.py:good", "--ranges", "mimax"], 2, "did you mean 'minmax'"),
+        (["convert", "workload.py:good", "--rule", "fc"], 2, "write it as NODE=ACTION"),
+        (["convert", "workload.py:good", "--rule", "fc=flaot"], 2, "did you mean 'float'"),
+        (["convert", "workload.py:good", "--dynamic", "batch"], 2, "'batch' is no dynamic axis"),
+        (["convert", "workload.py:good", "--signature", "big=1by4"], 2, "is no list of shapes"),
+        (["convert", "workload.py:good", "--input-layout", "nhwc"], 2, "no input has a layout"),
+        (["convert", "workload.py:good", "--io-dtype", "int4"], 2, "not one of int8, float32"),
+        (["check", "workload.py:god"], 2, "did you mean 'good'"),
+        (["converters", "--to", "tflight"], 2, "did you mean 'tflite'"),
+        (["doctor", "none.onnx"], 6, "none.onnx: no such artifact"),
         (["inspect", "none.tflite"], 6, "none.tflite"),
         (["inspect", "workload.py"], 6, "not a model format"),
         (["inspect", "model.pt2"], 6, "can run code"),

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import edgekit.errors as errors
+from edgekit.artifact import Scheme
+from edgekit.converters.capabilities import TABLE
 from edgekit.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +25,23 @@ def test_every_recipe_key_is_documented() -> None:
     """docs/recipes.md names every top-level key, plan value and gate."""
     text = (ROOT / "docs" / "recipes.md").read_text()
     keys = set(Recipe.model_fields)
-    for name in ("plan", "gates"):
+    for name in ("convert", "plan", "gates"):
         annotation = Recipe.model_fields[name].annotation
         assert annotation is not None
         keys |= set(annotation.model_fields)
-    assert {key for key in keys if f"`{key}" not in text} == set()
+    assert {key for key in keys if f"`{key}" not in text and f"`convert.{key}" not in text} == set()
+
+
+def test_the_table_of_schemes_is_the_codes() -> None:
+    """docs/converting.md says yes exactly where the code's own table does."""
+    text = (ROOT / "docs" / "converting.md").read_text()
+    head = next(line for line in text.splitlines() if line.startswith("| scheme |"))
+    backends = [cell.strip().strip("`") for cell in head.strip("|").split("|")[1:]]
+    assert set(backends) == set(TABLE)
+    for scheme in Scheme:
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{scheme}` |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+        assert cells == ["yes" if TABLE[backend][scheme][0] else "–" for backend in backends], scheme
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:
