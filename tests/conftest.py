@@ -12,6 +12,23 @@ from edgekit.benchmarks.devices.board import BoardDevice, board_unavailable_reas
 from edgekit.benchmarks.devices.local import LocalDevice
 
 
+DEVICE_FILES = (
+    *("tests/device", "tests/contract/test_device", "tests/contract/test_runtime", "tests/integration/test_benchmark"),
+    *("tests/integration/test_pipeline", "tests/integration/test_readme", "tests/integration/test_wheel"),
+    *("tests/unit/test_board_tree", "tests/unit/test_devices", "tests/unit/test_harness", "tests/unit/test_provision"),
+    *("tests/unit/test_runner",),
+)
+"""What uses this host or the board as a device: a device serves one job at a time, so all of it runs in one worker."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`: the tests of a file stay together (they share conversions), those of the devices in one worker."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        group = "devices" if file.startswith(DEVICE_FILES) else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def local_device(tmp_path: Path) -> Iterator[LocalDevice]:
     """`local`, its files below the test's own folder."""
