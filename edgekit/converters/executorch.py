@@ -1,23 +1,27 @@
 """ExecuTorch: lowered to XNNPACK; int8 by PT2E with XNNPACK's own quantizer, one weight scale per channel.
 
-Activation ranges are observed twice, as exact min/max and as a histogram, and the better SQNR on the calibration
-samples wins: neither is better on every model (ResNet-18: 38.9 dB min/max, 38.3 histogram; MobileNetV2: 26.6 and
-28.0; measured). The choice is a note in the passport.
-
-The same program gives the same bytes on one version of the toolchain.
+Activation ranges are chosen by what they do to the model's outputs (see `ranges`). An op that XNNPACK cannot compute
+in int8 as it is used here stays in float, and the passport says which and why; the file is run before it is called
+done. The same program gives the same bytes on one version of the toolchain.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, Format, Scheme
+from edgekit.artifact import Artifact, CalibrationFacts, Format, Scheme
 from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
 from edgekit.converters.capabilities import capabilities_of
-from edgekit.converters.fidelity import reference_outputs, sqnr_db
+from edgekit.converters.executorch_attempts import Made, made_from
+from edgekit.converters.executorch_graphs import ready
 from edgekit.converters.lowerings import find_problems
-from edgekit.errors import ConversionError, MissingDependencyError, Problem
+from edgekit.converters.passports.executorch import read_executorch
+from edgekit.converters.passports.facts import FileFacts
+from edgekit.converters.provenance import source_line
+from edgekit.errors import ConversionError, EdgekitError, Problem, UnsupportedError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["ExecuTorchConverter"]
 
 _TOOLS = ("executorch", "torchao")
-_COMPARED_SAMPLES = 32
 
 
 class ExecuTorchConverter:
@@ -38,108 +41,79 @@ class ExecuTorchConverter:
         return capabilities_of("executorch")
 
     def check(self, request: ConversionRequest) -> tuple[Problem, ...]:
-        """Every op of the program that neither XNNPACK nor executorch's kernels have."""
-        return find_problems(request.program, "executorch")
+        """Every op of the program that neither XNNPACK nor executorch's kernels have, and state kept between calls."""
+        return (*_state_problems(request.program), *find_problems(request.program, "executorch"))
 
     def convert(self, request: ConversionRequest) -> Artifact:
-        """Write `model.pte` and its passport. Raises ConversionError."""
-        program, notes = request.program, []
-        if request.scheme is Scheme.STATIC_W8A8:
-            program, note = _quantized(request)
-            notes.append(note)
+        """Write `model.pte` and its passport. Raises ConversionError, UnsupportedError, UserError."""
         path = request.output_dir / f"model{Format.EXECUTORCH.suffix}"
-        path.write_bytes(_lowered(program))
-        return assemble(request, path, Format.EXECUTORCH, tools=_TOOLS, notes=notes)
-
-
-def _lowered(program: ExportedProgram) -> bytes:
-    try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-    except ImportError as e:
-        raise MissingDependencyError("converting to ExecuTorch", extra="executorch", package="executorch") from e
-    try:
-        edge = to_edge_transform_and_lower(
-            program,
-            partitioner=[XnnpackPartitioner()],
-            # ops outside the core ATen set may still have a kernel; find_problems has told which have none
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        try:
+            programs = {"forward": request.program, **request.signatures}
+            made = made_from(request, {name: ready(program) for name, program in programs.items()}, path)
+        except EdgekitError:
+            raise
+        except Exception as e:  # torchao and torch raise what their passes meet
+            raise ConversionError(
+                f"{type(e).__name__}: {str(e)[:1000]}", backend="executorch", stage=f"quantize {request.scheme}"
+            ) from e
+        facts = _completed(read_executorch(path, made.trace, made.left), request, path)
+        _refuse_unchanged(facts, request, made)
+        return assemble(
+            request, path, Format.EXECUTORCH, tools=_TOOLS, calibration=_calibration(request, made), facts=facts
         )
-        return bytes(edge.to_executorch().buffer)
-    except Exception as e:  # executorch raises RuntimeError, ExportError, AssertionError, … by pass
-        raise ConversionError(
-            f"{type(e).__name__}: {str(e)[:1000]}", backend="executorch", stage="lower", hint="ONNX may take this model"
-        ) from e
 
 
-def _quantized(request: ConversionRequest) -> tuple[ExportedProgram, str]:
-    """The program with quantize and dequantize ops around each annotated op, and how its ranges were found."""
-    import torch
-
-    try:
-        candidates = {rule: _observed(request, rule) for rule in ("minmax", "histogram")}
-        scores = _scores(request, candidates)
-        best = max(candidates, key=lambda rule: scores[rule])
-        args, _ = request.program.example_inputs or ((), {})
-        program = torch.export.export(candidates[best], args, strict=False)
-    except Exception as e:  # torchao raises what its passes meet
-        raise ConversionError(
-            f"{type(e).__name__}: {str(e)[:1000]}", backend="executorch", stage=f"quantize {request.scheme}"
-        ) from e
-    told = ", ".join(f"{rule} {score:.1f} dB" for rule, score in scores.items())
-    return program, f"activation ranges by {best} (simulated SQNR on calibration: {told})"
-
-
-def _observed(request: ConversionRequest, rule: str) -> Any:
-    """The module quantized with activation ranges by one rule, calibrated on every sample."""
-    import torch
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    prepared = prepare_pt2e(request.program.module(), _quantizer(rule))
-    with torch.no_grad():
-        for sample in request.calibration:
-            prepared(*(torch.from_numpy(array.copy()) for array in sample))
-    return convert_pt2e(prepared)
-
-
-def _quantizer(rule: str) -> Any:
-    from dataclasses import replace
-
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
+def _state_problems(program: ExportedProgram) -> tuple[Problem, ...]:
+    """One Problem for each buffer the model writes to: the state would go on from one inference into the next."""
+    written = dict(program.graph_signature.buffers_to_mutate)
+    nodes = {node.name: node for node in program.graph.nodes}
+    return tuple(
+        Problem(
+            backend="executorch",
+            message=f"the model changes its own buffer '{buffer}' in forward",
+            module=buffer.rpartition(".")[0] or None,
+            source=source_line(nodes[name]) if name in nodes else None,
+            hint="take the state as an input and give the new one as an output, so that the caller keeps it",
+        )
+        for name, buffer in written.items()
     )
-    from torchao.quantization.pt2e import MinMaxObserver
 
-    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
-    if rule == "minmax":
-        exact = MinMaxObserver.with_args(eps=2**-12)
-        config = replace(
-            config,
-            input_activation=replace(config.input_activation, observer_or_fake_quant_ctr=exact),
-            output_activation=replace(config.output_activation, observer_or_fake_quant_ctr=exact),
+
+def _completed(facts: FileFacts, request: ConversionRequest, path: Path) -> FileFacts:
+    """The facts with what the file does not say: free axes, and a runtime that is known to load it."""
+    from edgekit.converters.calibration import input_specs
+
+    changes: dict[str, object] = {}
+    if not facts.minimum_runtime:
+        changes["minimum_runtime"] = {"executorch": version("executorch")}
+    free = [spec.bounds for spec in input_specs(request.program)]
+    if any(free):
+        changes["inputs"] = tuple(
+            spec.model_copy(
+                update={"shape": tuple(f"n{axis}" if axis in bounds else n for axis, n in enumerate(spec.shape))}
+            )
+            for spec, bounds in zip(facts.inputs, free, strict=True)
         )
-    return XNNPACKQuantizer().set_global(config)
+        changes["warnings"] = (
+            *facts.warnings,
+            f"memory is planned for the largest inputs: {facts.peak_activation_bytes} bytes of activations at most, "
+            "whatever the size of an inference",
+        )
+    return facts.model_copy(update=changes)
 
 
-def _scores(request: ConversionRequest, candidates: dict[str, Any]) -> dict[str, float]:
-    """Lowest SQNR over the outputs of each simulated module on the first calibration samples, dB."""
-    import numpy as np
-    import torch
-    from torch.utils import _pytree as pytree
+def _refuse_unchanged(facts: FileFacts, request: ConversionRequest, made: Made) -> None:
+    """Refuse a quantized file in which nothing is quantized."""
+    if request.scheme.is_float or any(op.dtype in ("int8", "uint8", "hybrid") for op in facts.ops):
+        return
+    why = "; ".join(dict.fromkeys(made.left.values())) or "it has no op that XNNPACK computes in integers"
+    raise UnsupportedError(
+        [Problem(backend="executorch", message=f"{request.scheme} would change nothing in this model: {why}")],
+        hint="convert it to fp32",
+    )
 
-    samples = request.calibration[:_COMPARED_SAMPLES]
-    expected = reference_outputs(request.program, samples)
-    scores = {}
-    for rule, module in candidates.items():
-        found = []
-        with torch.no_grad():
-            for sample in samples:
-                flat = pytree.tree_leaves(module(*(torch.from_numpy(array.copy()) for array in sample)))
-                found.append([value.numpy() for value in flat if isinstance(value, torch.Tensor)])
-        values = [
-            sqnr_db(np.stack([e[i] for e in expected]), np.stack([f[i] for f in found]))
-            for i in range(len(expected[0]))
-        ]
-        scores[rule] = min((value for value in values if value is not None), default=200.0)
-    return scores
+
+def _calibration(request: ConversionRequest, made: Made) -> CalibrationFacts | None:
+    if request.is_trained:
+        return CalibrationFacts(samples=0, rule="trained")
+    return made.calibration if request.scheme is Scheme.STATIC_W8A8 else None

@@ -119,7 +119,7 @@ def _missing_in_executorch(program: ExportedProgram) -> list[Node]:
     from edgekit.converters.executorch_graphs import ready
     from edgekit.converters.executorch_kernels import nodes_without_kernel
 
-    return nodes_without_kernel(ready(program))
+    return list(nodes_without_kernel(ready(program)))
 
 
 _LOOKUPS: dict[str, Callable[[ExportedProgram], list[Node]]] = {

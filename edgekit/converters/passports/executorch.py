@@ -11,48 +11,32 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.artifact import Delegate, TensorSpec
-from edgekit.converters.passports.facts import BOUNDARY, HYBRID, FileFacts, Node, count_ops, unquantized
+from edgekit.artifact import Delegate, Signature
+from edgekit.converters.passports.executorch_delegate import read_delegate
+from edgekit.converters.passports.executorch_plan import ExecutionPlan, Trace
+from edgekit.converters.passports.facts import BOUNDARY, FileFacts, count_ops
 from edgekit.errors import ArtifactError, MissingDependencyError
 
-__all__ = ["read_executorch"]
+__all__ = ["Trace", "read_executorch"]
 
 _XNNPACK = "XnnpackBackend"
-_INTEGERS = {
-    "qint8": "int8",
-    "quint8": "uint8",
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "int32": "int32",
-}
-_DYNAMIC = ("qdint8", "qpint8")
-_PER_CHANNEL = ("qcint8", "qcint4", "qbint4")
-_REASON = "it computes in float in the file: the quantizer did not annotate this op"
 _FLATC_SECONDS = 60
 _XNN_HEADER_BYTES = 30
 _PROGRAM_HEADER_BYTES = 8
-_SCALARS = {
-    "FLOAT": "float32",
-    "DOUBLE": "float64",
-    "HALF": "float16",
-    "BFLOAT16": "bfloat16",
-    "BOOL": "bool",
-    "LONG": "int64",
-    "INT": "int32",
-    "SHORT": "int16",
-    "CHAR": "int8",
-    "BYTE": "uint8",
-}
 OLDEST_RUNTIME = "1.4.0"
 """executorch-numpy-runtime 1.4.0 runs the XNNPACK-only files that executorch 1.5.1 writes (measured)."""
 
 
-def read_executorch(path: Path) -> FileFacts:
-    """What the file says. Raises ArtifactError when it is no sound `.pte`."""
+def read_executorch(path: Path, trace: Trace | None = None, left: Mapping[str, str] | None = None) -> FileFacts:
+    """What the file says. Raises ArtifactError when it is no sound `.pte`.
+
+    What the converter knows besides gives places and reasons to float ops: `trace`, and `left`, which has the reason
+    of each node that was kept in float.
+    """
     root = _executorch_folder()
     data = path.read_bytes()
     if len(data) < _PROGRAM_HEADER_BYTES or data[4:6] != b"ET":
@@ -60,7 +44,7 @@ def read_executorch(path: Path) -> FileFacts:
     program_size, base = _layout(path, data)
     try:
         program = _as_json(data[:program_size], root / "schema", "program.fbs", root)
-        return _facts(path, program, data[base:], root)
+        return _facts(path, program, data[base:], root, trace or Trace(), left or {})
     except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as e:
         raise ArtifactError(
             f"{path}: corrupt or truncated .pte file: {type(e).__name__}: {str(e)[:200]}", hint="convert it again"
@@ -89,60 +73,43 @@ def _layout(path: Path, data: bytes) -> tuple[int, int]:
     return program_size, base
 
 
-def _facts(path: Path, program: dict[str, Any], segments: bytes, root: Path) -> FileFacts:
-    plans = program["execution_plan"]
-    plan = next((p for p in plans if p["name"] == "forward"), plans[0])
-    graphs = [
-        _xnnpack_graph(path, _payload(program, delegate, segments), root)
-        for delegate in plan["delegates"]
-        if delegate["id"] == _XNNPACK
-    ]
-    inside = [node for graph in graphs for node in _delegate_nodes(graph)]
-    outside = _kernel_nodes(plan)
-    total = len(inside) + len(outside)
-    names = sorted({str(delegate["id"]) for delegate in plan["delegates"]})
+def _facts(
+    path: Path, program: dict[str, Any], segments: bytes, root: Path, trace: Trace, left: Mapping[str, str]
+) -> FileFacts:
+    plans = {str(plan["name"]): plan for plan in program["execution_plan"]}
+    first = "forward" if "forward" in plans else next(iter(plans))
+    read = {}
+    for name in (first, *(other for other in plans if other != first)):
+        graphs = [
+            read_delegate(_xnnpack_graph(path, _payload(program, delegate, segments), root))
+            if delegate["id"] == _XNNPACK
+            else None
+            for delegate in plans[name]["delegates"]
+        ]
+        read[name] = ExecutionPlan(plans[name], graphs)
+    plan = read[first]
+    names = sorted({str(delegate["id"]) for one in plans.values() for delegate in one["delegates"]})
     foreign = tuple(f"delegate {n}: its payload is opaque, its ops are not counted" for n in names if n != _XNNPACK)
-    values = plan["values"]
+    signatures = tuple(
+        Signature(name=n, inputs=one.specs("input"), outputs=one.specs("output")) for n, one in read.items()
+    )
     return FileFacts(
-        inputs=tuple(_spec(values[i], f"input_{n}") for n, i in enumerate(plan["inputs"])),
-        outputs=tuple(_spec(values[i], f"output_{n}") for n, i in enumerate(plan["outputs"])),
-        ops=count_ops([*inside, *outside]),
-        float_ops=unquantized([*inside, *outside], _REASON),
-        delegates=tuple(Delegate(name=n, nodes=len(inside) if n == _XNNPACK else 0, total=total) for n in names),
-        per_channel_weights=sum(_per_channel_weights(graph) for graph in graphs),
-        minimum_runtime={"executorch": OLDEST_RUNTIME} if names == [_XNNPACK] and not outside else {},
+        inputs=plan.specs("input"),
+        outputs=plan.specs("output"),
+        ops=count_ops(plan.nodes()),
+        float_ops=plan.float_ops(trace, left),
+        float_weights=plan.float_weights(trace, left),
+        delegates=tuple(
+            Delegate(name=n, nodes=plan.delegated if n == _XNNPACK else 0, total=len(plan.nodes())) for n in names
+        ),
+        per_channel_weights=sum(graph.per_channel_weights for graph in plan.graphs if graph is not None),
+        minimum_runtime={"executorch": OLDEST_RUNTIME} if names == [_XNNPACK] and not plan.kernels else {},
+        transposes=plan.transposes(),
+        boundaries=sum(node.dtype == BOUNDARY for node in plan.nodes()),
+        peak_activation_bytes=plan.peak_bytes(),
+        signatures=signatures if len(signatures) > 1 else (),
         warnings=foreign + (() if names else ("no delegate: every op runs in executorch's portable kernels",)),
     )
-
-
-def _spec(value: dict[str, Any], name: str) -> TensorSpec:
-    if value["val_type"] != "Tensor":
-        return TensorSpec(name=name, shape=(), dtype=str(value["val_type"]).lower())
-    tensor = value["val"]
-    return TensorSpec(name=name, shape=tuple(int(n) for n in tensor.get("sizes", ())), dtype=_scalar(tensor))
-
-
-def _scalar(tensor: dict[str, Any]) -> str:
-    name = str(tensor["scalar_type"])
-    return _SCALARS.get(name, name.lower())
-
-
-def _kernel_nodes(plan: dict[str, Any]) -> list[Node]:
-    """The ops that run outside every delegate, with the type of their last tensor argument (the out tensor)."""
-    nodes = []
-    for chain in plan["chains"]:
-        for index, instruction in enumerate(chain.get("instructions", ())):
-            if instruction["instr_args_type"] != "KernelCall":
-                continue
-            call = instruction["instr_args"]
-            operator = plan["operators"][call["op_index"]]
-            op = ".".join(part for part in (operator["name"], operator.get("overload")) if part)
-            arguments = [plan["values"][i] for i in call["args"]]
-            tensors = [value["val"] for value in arguments if value["val_type"] == "Tensor"]
-            is_boundary = "quantize_per" in op or "choose_qparams" in op
-            dtype = BOUNDARY if is_boundary else _scalar(tensors[-1]) if tensors else "none"
-            nodes.append(Node(op, dtype, f"{plan['name']} instruction {index}", is_delegated=False))
-    return nodes
 
 
 def _payload(program: dict[str, Any], delegate: dict[str, Any], segments: bytes) -> bytes:
@@ -187,43 +154,3 @@ def _as_json(flatbuffer: bytes, schema_folder: Path, schema: str, root: Path) ->
     if not isinstance(value, dict):
         raise ValueError("not a table")
     return value
-
-
-def _values(graph: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The tensor of each value of the graph, by id."""
-    unions = [entry["xvalue_union"] for entry in graph.get("xvalues", ())]
-    tensors = [union.get("tensor_value", union) for union in unions]
-    return {int(tensor["id_out"]): tensor for tensor in tensors}
-
-
-def _delegate_nodes(graph: dict[str, Any]) -> list[Node]:
-    values = _values(graph)
-    nodes = []
-    for index, entry in enumerate(graph["xnodes"]):
-        op, node = entry["xnode_union_type"], entry["xnode_union"]
-        dtype = _node_dtype(op, node, values)
-        nodes.append(Node(op, dtype, f"XNNPACK node {index}"))
-    return nodes
-
-
-def _node_dtype(op: str, node: dict[str, Any], values: dict[int, dict[str, Any]]) -> str:
-    kinds = {key: _kind(values.get(int(node[key]))) for key in node if key.endswith("_id") or key == "output_value_id"}
-    given = kinds.get("output_id", kinds.get("output_value_id", ""))
-    taken = kinds.get("input_id", kinds.get("input1_id", kinds.get("query_id", "")))
-    if op == "XNNConvert" and (taken != given):
-        return BOUNDARY
-    if kinds.get("filter_id", "") in _PER_CHANNEL and (taken in _DYNAMIC or given in ("fp32", "fp16")):
-        return HYBRID
-    return _INTEGERS.get(given, given or "none")
-
-
-def _kind(value: dict[str, Any] | None) -> str:
-    return str(value["datatype"]).removeprefix("xnn_datatype_") if value else ""
-
-
-def _per_channel_weights(graph: dict[str, Any]) -> int:
-    values = _values(graph)
-    filters = {
-        int(entry["xnode_union"]["filter_id"]) for entry in graph["xnodes"] if "filter_id" in entry["xnode_union"]
-    }
-    return sum(_kind(values.get(i)) in _PER_CHANNEL for i in filters)

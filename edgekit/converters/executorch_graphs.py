@@ -1,0 +1,215 @@
+"""A program made ready for ExecuTorch: the same computation, in ops that XNNPACK takes or executorch has a kernel for.
+
+Recurrent layers become linear layers and element-wise ops, so that these can be quantized; a 3-D convolution becomes
+2-D ones; an op without a kernel is written with others where torch knows how. Weights are shared with the program
+given, which is left as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from edgekit.converters.executorch_kernels import nodes_without_kernel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+__all__ = ["as_arguments", "exported_again", "node_origins", "ready", "with_plain_outputs"]
+
+_ROUNDS = 3
+"""An op written with others may bring one that has to be written with others again."""
+
+
+@lru_cache(maxsize=2)
+def ready(program: ExportedProgram) -> ExportedProgram:
+    """The program with every op replaced that has a better form for this backend (see the module)."""
+    for _ in range(_ROUNDS):
+        table = _replacements(program)
+        if not table:
+            break
+        program = program.run_decompositions(table)
+    return program
+
+
+def _replacements(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """For each op of the program that should not stay, how it is written with others."""
+    from torch._decomp import decomposition_table
+
+    own = _own_decompositions()
+    present = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    table = {target: own[target] for target in present if target in own}
+    for node in nodes_without_kernel(program):
+        if node.target in decomposition_table and node.target not in table:
+            table[node.target] = decomposition_table[node.target]
+    return table
+
+
+def _own_decompositions() -> dict[Any, Callable[..., Any]]:
+    import torch
+    from torch._decomp import decomposition_table
+
+    aten = torch.ops.aten
+    recurrent = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    return {
+        **{op: decomposition_table[op] for op in recurrent if op in decomposition_table},
+        aten.conv3d.default: _conv3d,
+        aten.conv3d.padding: _conv3d_padded,
+        aten.pixel_shuffle.default: _pixel_shuffle,
+        aten.pixel_unshuffle.default: _pixel_unshuffle,
+    }
+
+
+def _pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    *batch, channels, height, width = x.shape
+    count = len(batch)
+    split = x.reshape(*batch, channels // factor**2, factor, factor, height, width)
+    order = [*range(count), count, count + 3, count + 1, count + 4, count + 2]
+    return split.permute(order).reshape(*batch, channels // factor**2, height * factor, width * factor)
+
+
+def _pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
+    *batch, channels, height, width = x.shape
+    count = len(batch)
+    split = x.reshape(*batch, channels, height // factor, factor, width // factor, factor)
+    order = [*range(count), count, count + 2, count + 4, count + 1, count + 3]
+    return split.permute(order).reshape(*batch, channels * factor**2, height // factor, width // factor)
+
+
+def _each(value: int | Sequence[int]) -> tuple[int, int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    depth, height, width = values * 3 if len(values) == 1 else values
+    return depth, height, width
+
+
+def _conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """One 2-D convolution with the kernels of every depth side by side, then a sum of its slices shifted in depth."""
+    import torch
+
+    if x.dim() == 4:
+        return _conv3d(x.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+    strides, pads, dilations = _each(stride), _each(padding), _each(dilation)
+    batch, channels, depth, height, width = x.shape
+    out, _, kernel = weight.shape[:3]
+    frames = x.transpose(1, 2).reshape(batch * depth, channels, height, width)
+    # the kernels of one group stay together: [groups, kernel depth, out / groups, in / groups, h, w]
+    flat = weight.reshape(groups, out // groups, *weight.shape[1:]).permute(0, 3, 1, 2, 4, 5)
+    flat = flat.reshape(kernel * out, *weight.shape[1:2], *weight.shape[3:])
+    planes = torch.nn.functional.conv2d(frames, flat, None, strides[1:], pads[1:], dilations[1:], groups)
+    planes = planes.reshape(batch, depth, groups, kernel, out // groups, *planes.shape[2:])
+    if pads[0]:
+        planes = torch.nn.functional.pad(planes, (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, pads[0], pads[0]))
+    count = (depth + 2 * pads[0] - dilations[0] * (kernel - 1) - 1) // strides[0] + 1
+    total: Tensor | None = None
+    for index in range(kernel):
+        start = index * dilations[0]
+        part = planes[:, start : start + strides[0] * (count - 1) + 1 : strides[0], :, index]
+        total = part if total is None else total + part
+    assert total is not None  # noqa: S101 - a kernel has at least one plane
+    result = total.reshape(batch, count, out, *planes.shape[5:]).transpose(1, 2)
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
+
+
+def _conv3d_padded(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str = "valid",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    import torch
+
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(_each(dilation), weight.shape[2:], strict=True)]
+        x = torch.nn.functional.pad(x, [n for t in reversed(totals) for n in (t // 2, t - t // 2)])
+    return _conv3d(x, weight, bias, stride, 0, dilation, groups)
+
+
+def with_plain_outputs(program: ExportedProgram) -> ExportedProgram:
+    """The program with its outputs as one flat tuple: executorch cannot write a named tuple's structure down."""
+    from dataclasses import replace
+
+    import torch
+
+    first, *rest = program.module_call_graph
+    if first.signature is None or first.signature.out_spec is None:
+        return program
+    flat = torch.utils._pytree.tree_structure(tuple(range(first.signature.out_spec.num_leaves)))
+    changed = copy.copy(program)
+    entry = replace(first, signature=replace(first.signature, out_spec=flat))
+    changed._module_call_graph = [entry, *rest]
+    return changed
+
+
+def node_origins(node: Node) -> frozenset[str]:
+    """The names this node had in the programs it was made from, its own included."""
+    names = {node.name}
+    waiting = list(node.meta.get("from_node") or ())
+    while waiting:
+        source = waiting.pop()
+        names.add(source.name)
+        waiting.extend(source.from_node or ())
+    return frozenset(names)
+
+
+def as_arguments(sample: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
+    """The arrays of a sample as contiguous tensors of their own memory."""
+    import numpy as np
+    import torch
+
+    return tuple(torch.from_numpy(np.array(array, order="C")) for array in sample)
+
+
+def exported_again(module: nn.Module | GraphModule, program: ExportedProgram) -> ExportedProgram:
+    """A module made from `program.module()`, exported with the inputs and the free axes of the program."""
+    import torch
+
+    args, kwargs = program.example_inputs or ((), {})
+    again = torch.export.export(module, args, kwargs, dynamic_shapes=_free_axes(program, args), strict=False)
+    return again
+
+
+def _free_axes(program: ExportedProgram, args: Any) -> Any:
+    """What torch.export takes as `dynamic_shapes` to make the same axes free; None when none is."""
+    import torch
+    from torch.export import Dim
+
+    given = set(program.graph_signature.user_inputs)
+    dims: dict[str, Any] = {}
+    shapes = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in given:
+            axes = {}
+            for axis, extent in enumerate(node.meta["val"].shape):
+                if not isinstance(extent, int):
+                    axes[axis] = _dim(extent, program.range_constraints, dims, Dim)
+            shapes.append(axes)
+    if not dims:
+        return None
+    return torch.utils._pytree.tree_unflatten(shapes, torch.utils._pytree.tree_structure(args))
+
+
+def _dim(extent: Any, limits: Mapping[Any, Any], dims: dict[str, Any], make: Any) -> Any:
+    symbol = extent.node.expr
+    name = str(symbol)
+    if name not in dims:
+        bounds = limits[symbol]
+        upper = int(bounds.upper) if math.isfinite(bounds.upper) else None
+        dims[name] = make(name, min=int(bounds.lower), max=upper)
+    return dims[name]
