@@ -11,7 +11,6 @@ import pytest
 from edgekit.benchmarks.devices.board import BoardDevice, board_unavailable_reason
 from edgekit.benchmarks.devices.local import LocalDevice
 
-
 DEVICE_FILES = (
     *("tests/device", "tests/contract/test_device", "tests/contract/test_runtime", "tests/integration/test_benchmark"),
     *("tests/integration/test_pipeline", "tests/integration/test_readme", "tests/integration/test_wheel"),
