@@ -23,10 +23,10 @@ def _no(why: str, nearest: str) -> tuple[bool, str, str | None]:
 TABLE: dict[str, dict[Scheme, tuple[bool, str, str | None]]] = {
     "tflite": {
         Scheme.FP32: _yes("float weights and activations"),
-        Scheme.FP16: _no("not written yet", "fp32"),
+        Scheme.FP16: _yes("float16 weights, widened when the file is loaded; float32 arithmetic, inputs and outputs"),
         Scheme.DYNAMIC_W8: _yes("int8 weights, activations quantized on the fly, float inputs and outputs"),
         Scheme.WEIGHT_W8: _yes("int8 weights, dequantized before float arithmetic: smaller, not faster"),
-        Scheme.WEIGHT_W4: _no("not written yet", "weight_w8"),
+        Scheme.WEIGHT_W4: _yes("4-bit weights in linear and 2-D convolution layers, 8-bit in others; float arithmetic"),
         Scheme.STATIC_W8A8: _yes("full integer; one weight scale per channel; int8 or float32 inputs and outputs"),
         Scheme.STATIC_W8A16: _yes("int8 weights, one scale per channel; int16 activations"),
     },

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Format
-from edgekit.errors import UnsupportedError
+from edgekit.errors import ConversionError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgekit.converters.tflite_micro.interpreter import MicroInterpreter
 
-__all__ = ["load_runtime", "micro_run", "runtime_name"]
+__all__ = ["load_runtime", "micro_run", "runtime_name", "tflite_run"]
 
 Run = Callable[[Sequence["np.ndarray"]], "list[np.ndarray]"]
 
@@ -43,7 +43,19 @@ def load_runtime(path: Path, kind: Format, *, threads: int = 1) -> Run:
 def _load_tflite(path: Path, threads: int) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    try:
+        return tflite_run(Interpreter(model_path=str(path), num_threads=threads))
+    except (RuntimeError, ValueError) as e:
+        raise ConversionError(
+            f"the runtime does not take the file just written: {str(e).strip()[:600]}",
+            backend="tflite",
+            stage="load",
+            hint="write this part of the model with other operations, or convert to ONNX",
+        ) from e
+
+
+def tflite_run(interpreter: Any) -> Run:
+    """An interpreter as a function from float arrays to float arrays, in the order of the file's lists."""
     interpreter.allocate_tensors()
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
 

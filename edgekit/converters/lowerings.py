@@ -98,8 +98,18 @@ def _missing_in_tflite(program: ExportedProgram) -> list[Node]:
         from litert_torch.backend import lowerings
     except ImportError as e:
         raise MissingDependencyError("converting to TFLite", extra="tflite", package="litert-torch") from e
-    lowered = fx_infra.safe_run_decompositions(program, fx_infra.decomp.pre_lower_decomp(), can_skip=False)
-    return [node for node in _calls(lowered) if lowerings.lookup(node.target) is None]
+    from edgekit.converters.tflite_lowering import decomposed
+
+    # node names stand in for the module stack there: what is missing is looked up in the program itself
+    lowered = fx_infra.safe_run_decompositions(decomposed(program), fx_infra.decomp.pre_lower_decomp(), can_skip=False)
+    originals = {node.name: node for node in program.graph.nodes}
+    missing = [node for node in _calls(lowered) if lowerings.lookup(node.target) is None]
+    for node in missing:
+        names = [name for _, name in (node.meta.get("nn_module_stack") or {}).values()]
+        origin = originals.get(names[-1]) if names else None
+        if origin is not None:
+            node.meta["nn_module_stack"] = origin.meta.get("nn_module_stack")
+    return missing
 
 
 def _missing_in_onnx(program: ExportedProgram) -> list[Node]:

@@ -1,30 +1,43 @@
-"""TFLite: litert-torch writes the float file, ai-edge-quantizer the integer ones from it.
-
-Calibration keeps the exact minimum and maximum of every activation. The quantizer's own default, a moving
-average over samples, cost 16 to 21 dB of SQNR on ResNet-18 and MobileNetV2 (measured), because the average
-clips what the largest samples reach.
+"""TFLite: litert-torch's lowering writes the float file, ai-edge-quantizer the integer ones from it.
 
 The same program gives the same bytes: nothing in the toolchain draws random numbers or writes a date.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, Format, Scheme
+from edgekit.artifact import Artifact, CalibrationFacts, Format, RuleAction, Scheme
 from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
 from edgekit.converters.capabilities import capabilities_of
 from edgekit.converters.lowerings import find_problems
-from edgekit.errors import ConversionError, MissingDependencyError, Problem
+from edgekit.converters.passports.reader import read_facts
+from edgekit.converters.tflite_checks import find_obstacles
+from edgekit.converters.tflite_flatbuffer import has_half_weights, tidied, with_half_weights
+from edgekit.converters.tflite_lowering import DEFAULT_SIGNATURE, lowered
+from edgekit.converters.tflite_quantizer import is_quantized
+from edgekit.errors import Problem, UnsupportedError
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch.export import ExportedProgram
 
 __all__ = ["TFLiteConverter"]
 
 _TOOLS = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A file's bytes and what is to be said of how they were made."""
+
+    content: bytes
+    calibration: CalibrationFacts | None = None
+    notes: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """First output of an op that was left in float on purpose to why."""
 
 
 class TFLiteConverter:
@@ -40,94 +53,119 @@ class TFLiteConverter:
         return capabilities_of("tflite")
 
     def check(self, request: ConversionRequest) -> tuple[Problem, ...]:
-        """Every op of the program that litert-torch has no lowering for."""
-        return find_problems(request.program, "tflite")
+        """Every op of the program that litert-torch has no lowering for, and what the format cannot hold."""
+        return (*find_obstacles(request), *find_problems(request.program, "tflite"))
 
     def convert(self, request: ConversionRequest) -> Artifact:
-        """Write `model.tflite` and its passport. Raises ConversionError."""
-        content = self._float_content(request.program)
-        if request.scheme is not Scheme.FP32:
-            content = _quantized(content, request)
+        """Write `model.tflite` and its passport. Raises ConversionError, UnsupportedError."""
+        made = self._made(request)
         path = request.output_dir / f"model{Format.TFLITE.suffix}"
-        path.write_bytes(content)
-        return assemble(request, path, Format.TFLITE, tools=_TOOLS)
+        path.write_bytes(made.content)
+        facts = read_facts(path, Format.TFLITE)
+        told = tuple(op.model_copy(update={"reason": made.reasons.get(op.where, op.reason)}) for op in facts.float_ops)
+        return assemble(
+            request,
+            path,
+            Format.TFLITE,
+            tools=_TOOLS,
+            notes=made.notes,
+            calibration=made.calibration,
+            facts=facts.model_copy(update={"float_ops": told}),
+        )
 
-    def _float_content(self, program: ExportedProgram) -> bytes:
+    def _made(self, request: ConversionRequest) -> _Made:
+        if request.is_trained:
+            return _from_trained(request)
         if self._float_model is None:
-            self._float_model = _lowered(program)
-        return self._float_model
+            self._float_model = tidied(lowered(_entries(request)))
+        content = self._float_model
+        if request.scheme is Scheme.FP32:
+            return _Made(content=content)
+        if request.scheme is Scheme.FP16:
+            return _half(content)
+        if request.scheme.is_static:
+            return _static(content, request)
+        return _weights_only(content, request)
 
 
-def _lowered(program: ExportedProgram) -> bytes:
-    try:
-        import litert_torch
-    except ImportError as e:
-        raise MissingDependencyError("converting to TFLite", extra="tflite", package="litert-torch") from e
-    if program.example_inputs is None:
-        raise ConversionError("the program carries no example inputs", backend="tflite", stage="lower")
-    args, _ = program.example_inputs
-    try:
-        model = litert_torch.convert(program.module(), args)
-        return bytes(model.model_content())
-    except Exception as e:  # litert-torch raises RuntimeError, ValueError, MLIR's own errors, …
-        raise ConversionError(
-            f"{type(e).__name__}: {str(e)[:1000]}", backend="tflite", stage="lower", hint="ONNX may take this model"
-        ) from e
+def _entries(request: ConversionRequest) -> Mapping[str, ExportedProgram]:
+    """The programs by the names of their entry points in the file."""
+    if not request.signatures:
+        return {DEFAULT_SIGNATURE: request.program}
+    return {"forward": request.program, **request.signatures}
 
 
-def _recipe(scheme: Scheme, io_dtype: str) -> Any:
-    """The ai-edge-quantizer recipe of a scheme."""
-    from ai_edge_quantizer import qtyping, recipe, recipe_manager
-
-    if scheme is Scheme.DYNAMIC_W8:
-        return recipe.dynamic_wi8_afp32()
-    if scheme is Scheme.WEIGHT_W8:
-        return recipe.weight_only_wi8_afp32()
-    manager = recipe_manager.RecipeManager()
-    bits = 16 if scheme is Scheme.STATIC_W8A16 else 8
-    everything = qtyping.TFLOperationName.ALL_SUPPORTED
-    manager.add_static_config(regex=".*", operation_name=everything, activation_num_bits=bits, weight_num_bits=8)
-    if io_dtype == "float32":
-        for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            manager.add_quantization_config(".*", boundary, algorithm_key="no_quantize")
-    return manager.get_quantization_recipe()
+def _half(content: bytes) -> _Made:
+    """float16 weights. The runtime widens them when it loads the file (or computes in half where it has kernels)."""
+    halved, kept = with_half_weights(content)
+    if not has_half_weights(halved):
+        raise _nothing_to_do(Scheme.FP16)
+    notes = ["weights are stored in float16 and widened on loading; every op computes in float32"]
+    if kept:
+        notes.append(f"kept in float32, beyond the range of float16: {', '.join(kept[:8])}")
+    return _Made(content=halved, notes=tuple(notes))
 
 
-def _quantized(content: bytes, request: ConversionRequest) -> bytes:
-    """The integer file made from the float one."""
-    try:
-        from ai_edge_quantizer import quantizer
-    except ImportError as e:
-        raise MissingDependencyError("quantizing TFLite files", extra="tflite", package="ai-edge-quantizer") from e
-    try:
-        worker = quantizer.Quantizer(content)
-        worker.load_quantization_recipe(_recipe(request.scheme, request.quantization.io_dtype))
-        ranges = _exact_ranges(content, request, worker) if worker.need_calibration else None
-        result = worker.quantize(ranges)
-    except Exception as e:  # the quantizer raises ValueError, RuntimeError, KeyError, … by case
-        raise ConversionError(
-            f"{type(e).__name__}: {str(e)[:1000]}", backend="tflite", stage=f"quantize {request.scheme}"
-        ) from e
-    return bytes(result.quantized_model)
+def _static(content: bytes, request: ConversionRequest) -> _Made:
+    from edgekit.converters.tflite_quantizer import Recipe
+    from edgekit.converters.tflite_ranges import observed
+    from edgekit.converters.tflite_rules import applied
+    from edgekit.converters.tflite_static import StaticSearch
+
+    options = request.quantization
+    rules = applied(content, request.program, options.rules)
+    recipe = Recipe(scheme=request.scheme, io_dtype=options.io_dtype, exceptions=rules.exceptions)
+    seen = observed(content, request.calibration, request.threads)
+    search = StaticSearch(content, recipe, seen, request.calibration, threads=request.threads)
+    found = search.best(options, rules.ranges)
+    if not is_quantized(found.content, request.scheme):
+        raise _nothing_to_do(request.scheme)
+    return _Made(content=found.content, calibration=found.facts, notes=found.notes, reasons=found.reasons)
 
 
-def _exact_ranges(content: bytes, request: ConversionRequest, worker: Any) -> dict[str, Any]:
-    """Minimum and maximum of every tensor over all calibration samples, single-threaded by default."""
-    from ai_edge_quantizer import calibrator
-    from ai_edge_quantizer.utils import qsv_utils
+def _weights_only(content: bytes, request: ConversionRequest) -> _Made:
+    """Integer weights under float inputs and outputs."""
+    from edgekit.converters.tflite_quantizer import Recipe, quantized
+    from edgekit.converters.tflite_rules import applied
+    from edgekit.converters.tflite_weights import best_four_bits
 
-    observer = calibrator.Calibrator(content, num_threads=request.threads, qsv_update_func=qsv_utils.min_max_update)
-    signature = next(iter(observer.get_signature_list()))
-    samples = [_named(sample) for sample in request.calibration]
-    observer.calibrate({signature: samples}, worker._recipe_manager)
-    return dict(observer.get_model_qsvs())
+    unfit = [rule for rule in request.quantization.rules if rule.action is not RuleAction.FLOAT]
+    if unfit:
+        raise UnsupportedError(
+            [
+                Problem(
+                    backend="tflite",
+                    message=f"rule '{rule.node}: {rule.action}' is of activations: {request.scheme} leaves them float",
+                    hint="use 'float', or static_w8a8",
+                )
+                for rule in unfit
+            ]
+        )
+    rules = applied(content, request.program, request.quantization.rules)
+    recipe = Recipe(scheme=request.scheme, exceptions=rules.exceptions)
+    if request.scheme is Scheme.WEIGHT_W4:
+        made, notes = best_four_bits(content, recipe, request)
+    else:
+        made, notes = quantized(content, recipe), ()
+    if not is_quantized(made, request.scheme):
+        raise _nothing_to_do(request.scheme)
+    return _Made(content=made, notes=notes)
 
 
-def _named(sample: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-    """A sample by litert-torch's argument names; its 64-bit integers are 32-bit in the file."""
-    import numpy as np
+def _from_trained(request: ConversionRequest) -> _Made:
+    from edgekit.converters.tflite_trained import quantized_as_trained
 
-    narrow = {"int64": np.int32, "float64": np.float32}
-    return {
-        f"args_{index}": array.astype(narrow.get(array.dtype.name, array.dtype)) for index, array in enumerate(sample)
-    }
+    found = quantized_as_trained(request)
+    return _Made(content=found.content, calibration=found.facts, notes=found.notes, reasons=found.reasons)
+
+
+def _nothing_to_do(scheme: Scheme) -> UnsupportedError:
+    return UnsupportedError(
+        [
+            Problem(
+                backend="tflite",
+                message=f"{scheme} changes nothing: the quantizer takes no op and no weights of this model",
+                hint="convert to fp32",
+            )
+        ]
+    )
