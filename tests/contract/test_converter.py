@@ -187,11 +187,14 @@ def test_an_int8_file_is_smaller(outcome: ConversionOutcome) -> None:
         assert saved > 3 * weights - 3072 * (3 if backend == "onnx" else 1)
 
 
-def test_executorch_tells_its_delegate(artifact: Artifact) -> None:
-    """A `.pte` of this network runs wholly in XNNPACK; the other formats have no delegate in the file."""
+def test_the_delegate_is_told(artifact: Artifact) -> None:
+    """This network runs wholly in XNNPACK: written into a `.pte`, counted in the host's interpreter for `.tflite`;
+    an `.onnx` has none."""
     delegates = artifact.passport.delegates
     if artifact.passport.format == "executorch":
         assert [(d.name, d.nodes == d.total) for d in delegates] == [("XnnpackBackend", True)]
+    elif artifact.passport.format == "tflite":
+        assert [(d.name, d.nodes == d.total > 0) for d in delegates] == [("XNNPACK", True)]
     else:
         assert delegates == ()
 
