@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +17,13 @@ from edgekit.diagnosis.breaking import first_break
 from edgekit.diagnosis.pieces import Pieces, op_name
 from edgekit.diagnosis.probing import Probe, probe_file
 from edgekit.diagnosis.replay import Replay
-from edgekit.diagnosis.subject import Subject
+from edgekit.diagnosis.subject import Subject, lowest_sqnr
 from edgekit.diagnosis.sums import LayerSums, decibels, integer_range
 from edgekit.diagnosis.values import ArtifactDiagnosis, LayerError
 from edgekit.diagnosis.wire import ProbeRequest, Tap
+
+if TYPE_CHECKING:
+    from torch.fx import Node
 
 __all__ = ["Examination", "examine", "quantization_of"]
 
@@ -34,6 +38,7 @@ class Examination:
     probe: Probe
     pieces: Pieces
     diagnosis: ArtifactDiagnosis
+    program_nodes: Sequence[Node]
     effects: Mapping[str, tuple[float, float]]
     """Layer to (SQNR of the worst output were its error the only one, were it the only one missing), dB."""
 
@@ -49,12 +54,21 @@ def quantization_of(artifact: Artifact) -> QuantizationOptions:
     return QuantizationOptions.model_validate(options)
 
 
-def examine(subject: Subject, artifact: Artifact, float_file: Artifact | None, *, effects: bool = True) -> Examination:
+def examine(
+    subject: Subject,
+    artifact: Artifact,
+    float_file: Artifact | None,
+    *,
+    effects: bool = True,
+    for_device: bool = False,
+) -> Examination:
     """The artifact, layer by layer, on the subject's samples. `float_file` is the float file of its format.
 
     `effects` adds what each layer's error does to the outputs, which takes two runs of the model a layer and sample.
+    `for_device` leaves out tensors that a device cannot give back.
     """
-    probe = _probed(subject, artifact, float_file)
+    batch = int(subject.samples[0][0].shape[0]) if for_device else None
+    probe = _probed(subject, artifact, float_file, batch)
     pieces = Pieces(subject.program, [tap.node for tap in probe.taps])
     replay = Replay(subject.program)
     sums = {tap.node: _sums(tap, pieces, subject) for tap in probe.taps}
@@ -75,13 +89,15 @@ def examine(subject: Subject, artifact: Artifact, float_file: Artifact | None, *
         probe=probe,
         pieces=pieces,
         diagnosis=_diagnosis(subject, artifact, probe, layers, expected),
+        program_nodes=tuple(subject.program.graph.nodes),
         effects=effects_found,
     )
 
 
-def _probed(subject: Subject, artifact: Artifact, float_file: Artifact | None) -> Probe:
+def _probed(subject: Subject, artifact: Artifact, float_file: Artifact | None, batch: int | None) -> Probe:
     passport = artifact.passport
     again = passport.format is Format.EXECUTORCH and passport.scheme is not None and passport.scheme.is_static
+    trained = passport.calibration is not None and passport.calibration.rule == "trained"
     request = ProbeRequest(
         path=str(artifact.path.resolve()),
         format=passport.format,
@@ -90,6 +106,8 @@ def _probed(subject: Subject, artifact: Artifact, float_file: Artifact | None) -
         sha256=subject.sha256,
         backend=passport.backend or passport.format.value,
         quantization=quantization_of(artifact),
+        is_trained=trained,
+        batch=batch,
         has_calibration=again,
     )
     calibration = subject.calibration_of(artifact) if again else ()
@@ -197,7 +215,7 @@ def _diagnosis(
         source="evaluation",
         runtime=runtime_name(passport.format),
     )
-    broken, reason = first_break(layers, passport.scheme)
+    broken, reason = first_break(layers, passport.scheme, lowest_sqnr(outputs))
     return ArtifactDiagnosis(
         name=passport.name,
         path=str(artifact.path),

@@ -57,6 +57,10 @@ class Pieces:
         """The shown nodes that read this one, in order."""
         return tuple(other for other, piece in self._pieces.items() if name in piece.reads)
 
+    def ops(self, name: str) -> tuple[str, ...]:
+        """The ops of a piece, in order: `conv2d`, `batch_norm`, `relu`."""
+        return tuple(op_name(self._nodes[one]) for one in self._pieces[name].nodes)
+
     def layer(self, name: str) -> Layer:
         """How the layer is told to people; module and line are those of its main node."""
         node = self._nodes[name]

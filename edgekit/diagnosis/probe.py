@@ -72,7 +72,13 @@ def _probe_file(request: ProbeRequest, program: ExportedProgram, samples: Sample
     found = [(_carried_node(a, tap, program, held, values, found), tap) for a, tap in found]
     missing = len(by_tensor) - len(found)
     if request.scheme not in (None, Scheme.FP32) and missing > len(by_tensor) // 4:
-        chosen, found = _by_resemblance(request, program, values, samples, folder, tapping)
+        chosen, found, held = _by_resemblance(request, program, values, samples, folder, tapping)
+    if request.batch is not None:
+        names = [tap.name for _, tap in found if held[0][tap.name].shape[:1] == (request.batch,)]
+        chosen = tapping.open_chosen(Path(request.path), names)
+        (folder / f"tapped{suffix}").write_bytes(chosen.content)
+        again = {tap.name: tap for tap in chosen.taps}
+        found = [(a, again[tap.name]) for a, tap in found if tap.name in again]
     return Probed(
         path=folder / f"tapped{suffix}",
         taps=tuple(_tap(a, tap) for a, tap in _ordered(program, found)),
@@ -163,7 +169,7 @@ def _by_resemblance(
     samples: Samples,
     folder: Path,
     tapping: ModuleType,
-) -> tuple[TappedFile, list[tuple[AlignedTensor, TapOutput]]]:
+) -> tuple[TappedFile, list[tuple[AlignedTensor, TapOutput]], list[dict[str, np.ndarray]]]:
     """As far as names have changed on the way: tensors of the quantized file that come near a node's value."""
     path = folder / f"tapped{request.format.suffix}"
     every = tapping.open_all(Path(request.path))
@@ -172,7 +178,7 @@ def _by_resemblance(
     found = _found(_first_of_each(aligned.values()), every)
     if not found:
         raise UnsupportedError((), hint=f"{request.path}: none of its tensors could be told to be a layer's")
-    return every, found
+    return every, found, held
 
 
 def _ordered(
@@ -202,9 +208,11 @@ def _probe_program(request: ProbeRequest, program: ExportedProgram, calibration:
 
     lowered_from = executorch.source_program(request, program, calibration, folder)
     wanted, taps = executorch.taps_of(program, lowered_from)
-    path = folder / f"tapped{request.format.suffix}"
-    own = executorch.write_tapped(lowered_from, list(wanted.values()), path)
     nodes = {node.name: node for node in program.graph.nodes}
+    if request.batch is not None:
+        taps = [tap for tap in taps if tuple(nodes[tap.name].meta["val"].shape[:1]) == (request.batch,)]
+    path = folder / f"tapped{request.format.suffix}"
+    own = executorch.write_tapped(lowered_from, [wanted[tap.name] for tap in taps], path)
     placed = []
     for position, tap in enumerate(taps):
         shape = tuple(int(extent) for extent in nodes[tap.name].meta["val"].shape)

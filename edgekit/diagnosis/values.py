@@ -138,8 +138,6 @@ class Sensitivity(Record):
     without_sqnr_db: float | None
     gain_db: float | None
     """`without_sqnr_db` less what the file has now."""
-    alone_agreement: float | None = None
-    """Share of the inputs with PyTorch's answer, were this layer's error the only one."""
     macs: int
     weight_values: int
 
@@ -149,7 +147,9 @@ class Bound(Record):
 
     data: str
     metric: Literal["accuracy", "agreement"]
+    """Of labels; or, where there are none, of the float model's answers."""
     reference: Proportion | None
+    """The float model in PyTorch; None for agreement, where it is all of them."""
     value: Proportion
     drop: Difference
     """As a share; 0.01 is one point."""

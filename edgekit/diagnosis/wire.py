@@ -34,6 +34,8 @@ class ProbeRequest(Record):
     backend: str = ""
     quantization: QuantizationOptions = QuantizationOptions()
     is_trained: bool = False
+    batch: int | None = None
+    """Where the tapped file is to go to a device: only tensors whose first axis is the batch can come back."""
     has_calibration: bool = False
 
 

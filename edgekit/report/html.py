@@ -36,7 +36,7 @@ from edgekit.report.sections import (
 )
 from edgekit.report.visible import visible
 
-__all__ = ["render_html"]
+__all__ = ["render_chart_page", "render_html"]
 
 
 def render_html(report: Report) -> str:
@@ -67,6 +67,20 @@ def render_page(report: Report, plotly_source: str) -> str:
         methods=methods(report),
         recipe_text=options_text(report.recipe),
         emulated_any=any(r.emulated for r in report.rows) or any(d.emulated for d in report.devices),
+    )
+
+
+def render_chart_page(template: str, program: str, data: Any, **context: Any) -> str:
+    """Another page made as the report is: `template` and `program` are file names here, `data` what it draws."""
+    library, source = _script(_plotly_source()), _script(_template_text(program))
+    page = _environment().get_template(template)
+    return page.render(
+        policy=_policy(library, source),
+        css=Markup(_template_text("report.css")),  # noqa: S704  the package's own file
+        library=library,
+        program=source,
+        chart_data=_json_for_script(data),
+        **context,
     )
 
 
