@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.artifact import CalibrationFacts, RangeRule, RuleAction, Scheme
 from edgekit.converters.fidelity import worst_sqnr_db
 from edgekit.converters.ranges import Range, choose_ranges
+from edgekit.converters.tflite_bias import with_shifted_biases
 from edgekit.converters.tflite_flatbuffer import nodes_of, op_name, read_model, text
 from edgekit.converters.tflite_quantizer import Recipe, quantized
 from edgekit.converters.tflite_ranges import Observed, answers, qsvs_of
@@ -98,16 +99,20 @@ class StaticSearch:
         compared = dict(choice.compared)
         if options.ranges is RangeRule.AUTO:
             self._try_float_norms(ranges, compared)
+        is_corrected = options.bias_correction and self._try_bias_correction(ranges, compared)
         content = self._built(ranges)
         rule_counts = {**choice.per_tensor, **({"trained": len(self._trained)} if self._trained else {})}
         facts = CalibrationFacts(
             samples=len(self._samples),
             rule="trained" if self._trained else options.ranges.value,
+            bias_correction=is_corrected,
             rules=options.rules,
             compared=compared,
             per_tensor={name: count for name, count in rule_counts.items() if count},
         )
         notes = self._seen.masks.notes()
+        if options.bias_correction and not is_corrected:
+            notes += ("bias correction lowered the SQNR on calibration inputs and was not used",)
         if wide:
             notes += (f"int16 ranges are {HEADROOM:g} times what calibration saw",)
         return Static(content=content, facts=facts, notes=notes, reasons=dict(self._reasons))
@@ -132,6 +137,19 @@ class StaticSearch:
                 raise ConversionError(said, backend="tflite", stage="load")
             self._leave_float(name, f"the runtime has no integer kernel for it here: {said}")
         raise ConversionError(f"{MAX_REFUSED} ops were refused by the runtime", backend="tflite", stage="load")
+
+    def _try_bias_correction(self, ranges: Mapping[str, Range], compared: dict[str, float]) -> bool:
+        """Shift the biases where that does not cost SQNR."""
+        before = self._score(ranges)
+        plain = self._content
+        used = list(self._samples[:MAX_SCORED])
+        self._content, count = with_shifted_biases(plain, self._built(ranges), used, self._threads)
+        after = self._score(ranges)  # against the answers of the plain float file, which are kept
+        compared.update({"without bias correction": before, "bias correction": after})
+        if after < before or not count:
+            self._content = plain
+            return False
+        return True
 
     def _leave_float(self, name: str, reason: str) -> None:
         self._reasons[name] = reason
