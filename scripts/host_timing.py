@@ -3,7 +3,8 @@ all of them alike. A figure of this processor, not of a phone's.
 
     python scripts/host_timing.py SAMPLES.npz ARTIFACT… > result.json
 
-`SAMPLES.npz` holds one sample's inputs as `0`, `1`, …; the answer maps each artifact to its raw times in ns.
+An artifact is a folder with a passport, or any model file. `SAMPLES.npz` holds one sample's inputs as `0`, `1`, …;
+the answer maps each artifact to its raw times in ns.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_SECONDS = 60.0
 
 
 def measure(artifacts: Sequence[Path], sample: Sequence[np.ndarray]) -> dict[str, list[int]]:
-    """Raw times in ns by artifact folder, in a fresh process with one thread, pinned where the system lets one.
+    """Raw times in ns by artifact, in a fresh process with one thread, pinned where the system lets one.
 
     Raises RuntimeError with the child's last lines when it ends badly.
     """
@@ -62,18 +63,23 @@ def disagreement(first: Sequence[int], second: Sequence[int]) -> tuple[float, fl
     return medians, least, abs(medians / least - 1) > 0.10
 
 
-def _loaded(folder: Path, sample: Sequence[np.ndarray]) -> tuple[Any, list[np.ndarray]]:
+def _loaded(path: Path, sample: Sequence[np.ndarray]) -> tuple[Any, list[np.ndarray]]:
     from edgekit.artifact import Artifact
     from edgekit.benchmarks.inputs import quantize
+    from edgekit.converters.passports import inspect_file
     from edgekit.runtimes.catalog import runtime_for
     from edgekit.runtimes.runner.backends import make_backend
 
-    artifact = Artifact.open(folder)
-    backend = make_backend(runtime_for(artifact.passport.format).name, None)
+    if path.is_dir():
+        artifact = Artifact.open(path)
+        path, passport = artifact.path, artifact.passport
+    else:
+        passport = inspect_file(path)
+    backend = make_backend(runtime_for(passport.format).name, None)
     backend.import_runtime()
-    backend.load(str(artifact.path), 1, "default")
+    backend.load(str(path), 1, "default")
     taken = []
-    for array, spec in zip(sample, artifact.passport.inputs, strict=True):
+    for array, spec in zip(sample, passport.inputs, strict=True):
         is_real = array.dtype.kind == "f" and spec.quantization is not None
         taken.append(quantize(array, spec.quantization, spec.dtype) if is_real else array.astype(spec.dtype))
     return backend, taken
