@@ -110,9 +110,10 @@ def _conv3d(
     flat = weight.reshape(groups, out // groups, *weight.shape[1:]).permute(0, 3, 1, 2, 4, 5)
     flat = flat.reshape(kernel * out, *weight.shape[1:2], *weight.shape[3:])
     planes = torch.nn.functional.conv2d(frames, flat, None, strides[1:], pads[1:], dilations[1:], groups)
-    planes = planes.reshape(batch, depth, groups, kernel, out // groups, *planes.shape[2:])
+    extents = planes.shape[2:]
+    planes = planes.reshape(batch, depth, groups, kernel, out // groups, -1)  # six axes are the most XNNPACK takes
     if pads[0]:
-        planes = torch.nn.functional.pad(planes, (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, pads[0], pads[0]))
+        planes = torch.nn.functional.pad(planes, (0, 0, 0, 0, 0, 0, 0, 0, pads[0], pads[0]))
     count = (depth + 2 * pads[0] - dilations[0] * (kernel - 1) - 1) // strides[0] + 1
     total: Tensor | None = None
     for index in range(kernel):
@@ -120,7 +121,7 @@ def _conv3d(
         part = planes[:, start : start + strides[0] * (count - 1) + 1 : strides[0], :, index]
         total = part if total is None else total + part
     assert total is not None  # noqa: S101 - a kernel has at least one plane
-    result = total.reshape(batch, count, out, *planes.shape[5:]).transpose(1, 2)
+    result = total.reshape(batch, count, out, *extents).transpose(1, 2)
     return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
 
 

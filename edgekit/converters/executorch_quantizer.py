@@ -14,7 +14,14 @@ import torch
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 from executorch.backends.xnnpack.utils.utils import get_groups_from_conv, is_depthwise_conv
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
@@ -23,7 +30,7 @@ from edgekit.converters.ranges import Range, RangeObserver
 __all__ = [
     "ActivationObserver",
     "OwnQuantizer",
-    "WeightObserver",
+    "PerChannelWeightObserver",
     "dynamic_quantizer",
     "qat_quantizer",
     "static_quantizer",
@@ -34,6 +41,9 @@ aten = torch.ops.aten
 LEAST_SCALE = 2.0**-40
 """executorch's own least scale, 2^-12, leaves a channel whose largest weight is 0.01 with 41 of 127 steps; batch
 normalization makes such channels. XNNPACK asks of a scale that it is normal, and of products what `fitting` sees to."""
+
+TRAINED_LEAST_SCALE = 6.1e-5
+"""Of torch.fused_moving_avg_obs_fake_quant."""
 
 _MASK = 1000.0
 """Attention masks are -10000, -1e9 or the least float; activations of a sound network stay below this."""
@@ -103,8 +113,11 @@ class ActivationObserver(MinMaxObserver):  # type: ignore[misc]
         return float(self.calculate_qparams()[0])
 
 
-class WeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
-    """Sees a weight once; afterwards gives it quantized, computed once."""
+class PerChannelWeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
+    """Sees a weight once; afterwards gives it quantized, computed once.
+
+    torchao tells an observer its channel axis only where `PerChannel` is in the name of its class.
+    """
 
     max_val: torch.Tensor
 
@@ -248,7 +261,7 @@ def static_quantizer(float_reason: Callable[[Node], str | None] | None = None) -
         config,
         input_activation=replace(config.input_activation, observer_or_fake_quant_ctr=ActivationObserver),
         output_activation=replace(config.output_activation, observer_or_fake_quant_ctr=ActivationObserver),
-        weight=replace(config.weight, observer_or_fake_quant_ctr=WeightObserver),
+        weight=replace(config.weight, observer_or_fake_quant_ctr=PerChannelWeightObserver),
     )
     return OwnQuantizer(float_reason).set_global(config)  # type: ignore[no-any-return]
 
@@ -256,10 +269,34 @@ def static_quantizer(float_reason: Callable[[Node], str | None] | None = None) -
 def dynamic_quantizer(float_reason: Callable[[Node], str | None] | None = None) -> OwnQuantizer:
     """For int8 weights and activations whose ranges are found at run time."""
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    config = replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=WeightObserver))
+    config = replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=PerChannelWeightObserver))
     return OwnQuantizer(float_reason, is_static=False).set_global(config)  # type: ignore[no-any-return]
 
 
+class _TrainedActivation(FusedMovingAvgObsFakeQuantize):  # type: ignore[misc]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(observer=MovingAverageMinMaxObserver, **{**options, "eps": TRAINED_LEAST_SCALE})
+
+
+class _TrainedPerChannelWeight(FakeQuantize):  # type: ignore[misc]
+    """Not fused: the fused kernel takes -128 for the lowest weight, and the file has -127, a scale 1/255 larger."""
+
+    def __init__(self, **options: Any) -> None:
+        # averaging lags behind a weight that training moves: its range is what it is now
+        now = {"eps": TRAINED_LEAST_SCALE, "averaging_constant": 1.0}
+        super().__init__(observer=MovingAveragePerChannelMinMaxObserver, **{**options, **now})
+
+
 def qat_quantizer() -> OwnQuantizer:
-    """For training with the rounding of this backend: one weight scale per channel, int8 activations."""
-    return OwnQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))  # type: ignore[no-any-return]
+    """For training with the rounding of this backend: one weight scale per channel, int8 activations.
+
+    The least scale is that of torch's fused kernel, so that training and conversion round alike.
+    """
+    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    config = replace(
+        config,
+        input_activation=replace(config.input_activation, observer_or_fake_quant_ctr=_TrainedActivation),
+        output_activation=replace(config.output_activation, observer_or_fake_quant_ctr=_TrainedActivation),
+        weight=replace(config.weight, observer_or_fake_quant_ctr=_TrainedPerChannelWeight),
+    )
+    return OwnQuantizer().set_global(config)  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from edgekit.artifact import CalibrationFacts, RangeRule, RuleAction
 from edgekit.converters.executorch_graphs import as_arguments, exported_again, node_origins
 from edgekit.converters.executorch_quantizer import (
     ActivationObserver,
-    WeightObserver,
+    PerChannelWeightObserver,
     dynamic_quantizer,
     static_quantizer,
 )
@@ -129,7 +129,7 @@ class _Session:
         self._module: GraphModule = prepare_pt2e(program.module(), self._quantizer)
         modules = dict(self._module.named_modules())
         self._observers = {n: m for n, m in modules.items() if isinstance(m, ActivationObserver)}
-        self._weights = {n: m for n, m in modules.items() if isinstance(m, WeightObserver)}
+        self._weights = {n: m for n, m in modules.items() if isinstance(m, PerChannelWeightObserver)}
         self._fixed = self._fixed_rules()
         self._expected: list[list[np.ndarray]] = []
         self.facts: CalibrationFacts | None = None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgekit.converters.executorch_quantizer import ActivationObserver, WeightObserver
+from edgekit.converters.executorch_quantizer import ActivationObserver, PerChannelWeightObserver
 
 __all__ = ["bias_floors", "corrected_biases", "unfit_scales"]
 
@@ -35,7 +35,7 @@ class _Layer(NamedTuple):
 
     node: Node
     source: ActivationObserver
-    weight: WeightObserver
+    weight: PerChannelWeightObserver
     bias: torch.Tensor | None
 
 
@@ -43,7 +43,7 @@ def _observer(module: GraphModule, node: Any) -> Any:
     """The observer a node stands for; None for any other node."""
     if isinstance(node, Node) and node.op == "call_module":
         found = module.get_submodule(str(node.target))
-        return found if isinstance(found, ActivationObserver | WeightObserver) else None
+        return found if isinstance(found, ActivationObserver | PerChannelWeightObserver) else None
     return None
 
 
@@ -61,7 +61,7 @@ def _layers(module: GraphModule) -> Iterator[_Layer]:
         if node.op != "call_function" or len(node.args) < 2:
             continue
         source, weight = _observer(module, node.args[0]), _observer(module, node.args[1])
-        if isinstance(source, ActivationObserver) and isinstance(weight, WeightObserver):
+        if isinstance(source, ActivationObserver) and isinstance(weight, PerChannelWeightObserver):
             bias = _constant(module, node.args[2]) if len(node.args) > 2 else None
             yield _Layer(node, source, weight, bias)
 
