@@ -60,6 +60,7 @@ def translated(program: ExportedProgram) -> FloatModel:
         _tidy(model)
         origins = _origins(model, exported.exported_program)
         _drop_traces(model)
+        _name_axes(model)
         model = _with_shapes(model)
         graph = OnnxGraph(model)
         pool_spatial_means(graph)
@@ -77,7 +78,7 @@ def _exported(program: ExportedProgram) -> tuple[Any, tuple[str, ...]]:
     """The ONNXProgram, and a note where it was made without the optimiser because that failed."""
     import torch
 
-    errors = []
+    errors: list[ConversionError] = []
     for optimize in (True, False):
         try:
             exported = torch.onnx.export(
@@ -181,6 +182,23 @@ def _module(scopes: str) -> str | None:
     except (ValueError, SyntaxError):
         return None
     return path[-2] or None if len(path) > 1 else None
+
+
+def _name_axes(model: Any) -> None:
+    """Call free extents `batch` where they come first in an input, else by input and axis, for torch's `s77`."""
+    names: dict[str, str] = {}
+    for value in model.graph.input:
+        for axis, extent in enumerate(value.type.tensor_type.shape.dim):
+            if re.fullmatch(r"[su]\d+", extent.dim_param):
+                chosen = "batch" if axis == 0 and "batch" not in names.values() else f"{value.name}_axis{axis}"
+                names.setdefault(extent.dim_param, chosen)
+    if not names:
+        return
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        for extent in value.type.tensor_type.shape.dim:
+            if extent.dim_param:
+                extent.dim_param = symbol.sub(lambda found: names[found.group(1)], extent.dim_param)
 
 
 def _drop_traces(model: Any) -> None:

@@ -25,6 +25,8 @@ __all__ = ["QdqWriter", "output_axis", "quantized_weight", "weight_scale"]
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _LEAST_SCALE = 2.0**-100
 _INT32_MOST = 2.0**31 - 256
+_HEADROOM = 2.0
+"""Of 16-bit ranges beyond what calibration saw: a bit of sixteen costs nothing, a value out of range costs much."""
 
 
 def output_axis(graph: OnnxGraph, node: Any) -> int | None:
@@ -287,10 +289,11 @@ class QdqWriter:
 
 
 def _parameters_of(value_range: Range, bits: int) -> tuple[float, int]:
-    """(scale, zero point): uint8 over the range, int16 symmetric around zero."""
+    """(scale, zero point): uint8 over the range, int16 symmetric around zero and beyond it."""
     low, high = min(0.0, value_range[0]), max(0.0, value_range[1])
     if bits == 16:
-        return float(np.float32(max(max(-low, high) / 32767, _LEAST_SCALE))) if high > low else 1.0, 0
+        reach = _HEADROOM * max(-low, high)
+        return float(np.float32(max(reach / 32767, _LEAST_SCALE))) if high > low else 1.0, 0
     if high <= low:
         return 1.0, 0
     scale = float(np.float32(max((high - low) / 255, _LEAST_SCALE)))

@@ -9,7 +9,14 @@ if TYPE_CHECKING:
 
     from edgekit.converters.onnx_graph import OnnxGraph
 
-__all__ = ["attribute", "dense_as_gemm", "gemm_as_dense", "pad_in_convolutions", "pool_spatial_means"]
+__all__ = [
+    "attribute",
+    "dense_as_gemm",
+    "gemm_as_dense",
+    "multiply_depthwise",
+    "pad_in_convolutions",
+    "pool_spatial_means",
+]
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
@@ -194,3 +201,32 @@ def gemm_as_dense(graph: OnnxGraph) -> None:
     graph.remove(gone)
     graph.sort()
     graph.drop_unused_constants()
+
+
+def multiply_depthwise(graph: OnnxGraph) -> None:
+    """Write a depthwise convolution with a multiplier as a plain one over repeated channels.
+
+    onnxruntime's fast integer kernel for depthwise convolutions takes as many channels as it makes; the general one is
+    five times slower (measured).
+    """
+    import numpy as np
+    import onnx
+
+    for node in list(graph.proto.node):
+        if node.op_type != "Conv" or node.input[1] not in graph.constants:
+            continue
+        groups, (outputs, each, *_) = attribute(node, "group", 1), graph.array(node.input[1]).shape
+        shape = graph.shape(node.input[0])
+        if groups < 2 or each != 1 or outputs == groups or shape is None or shape[1] != groups:
+            continue
+        repeated = graph.fresh(f"{node.input[0]}_repeated")
+        channels = graph.add_constant(f"{repeated}_channels", np.repeat(np.arange(groups), outputs // groups))
+        repeat = onnx.helper.make_node(
+            "Gather", [node.input[0], channels], [repeated], name=f"{node.name}_repeat", axis=1
+        )
+        graph.proto.node.append(repeat)
+        info = onnx.helper.make_tensor_value_info(repeated, onnx.TensorProto.FLOAT, [shape[0], outputs, *shape[2:]])
+        graph.proto.value_info.append(info)
+        node.input[0] = repeated
+        next(a for a in node.attribute if a.name == "group").i = outputs
+    graph.sort()

@@ -11,10 +11,10 @@ import numpy as np
 from edgekit.artifact import CalibrationFacts, RangeRule, RuleAction, Scheme
 from edgekit.converters.fidelity import worst_sqnr_db
 from edgekit.converters.onnx_graph import OnnxGraph
-from edgekit.converters.onnx_plan import QuantizationPlan, plan_quantization, plan_wide
+from edgekit.converters.onnx_plan import PRODUCTS, QuantizationPlan, plan_quantization, plan_wide
 from edgekit.converters.onnx_qdq import QdqWriter, output_axis, quantized_weight, weight_scale
 from edgekit.converters.onnx_ranges import Observed, mean_errors, observe, open_session, run_samples
-from edgekit.converters.onnx_rewrites import dense_as_gemm
+from edgekit.converters.onnx_rewrites import dense_as_gemm, multiply_depthwise
 from edgekit.converters.onnx_rules import file_rules, unfollowed
 from edgekit.converters.onnx_weights import dequantize_weights
 from edgekit.converters.ranges import Range, RangeChoice, choose_ranges
@@ -61,9 +61,10 @@ class _Quantization:
         copy.CopyFrom(source.model)
         self.graph = OnnxGraph(copy)
         dense_as_gemm(self.graph)
+        if not self.is_wide:
+            multiply_depthwise(self.graph)
         self.rules = file_rules(request.program, self.options.rules, source.origins)
         self.reasons = dict.fromkeys(self.rules.float_nodes, "a rule keeps it in float")
-        self.float_bytes: Any = None
 
     def run(self) -> StaticModel:
         plan, wide, seen = self._planned()
@@ -101,7 +102,7 @@ class _Quantization:
         seen = Observed()
         while True:
             plan, wide = self._plan(seen.unfit)
-            if not plan.kernels and not wide:
+            if not self._has_products(plan.kernels | wide):
                 raise self._nothing(seen)
             names = {*plan.observed, *self._wide_values(wide)}
             if names <= set(seen.observers) and not names & set(seen.unfit):
@@ -117,6 +118,9 @@ class _Quantization:
             found.unfit.update(seen.unfit)
             seen = found
 
+    def _has_products(self, names: set[str]) -> bool:
+        return any(node.name in names and node.op_type in PRODUCTS for node in self.graph.proto.node)
+
     def _needs_extremes_only(self) -> bool:
         return self.options.ranges is RangeRule.MINMAX and set(self.rules.ranges.values()) <= {RangeRule.MINMAX}
 
@@ -130,7 +134,10 @@ class _Quantization:
         return names
 
     def _nothing(self, seen: Observed) -> UnsupportedError:
-        why = "; ".join(dict.fromkeys(seen.unfit.values())) or "it has no convolution or matrix product in float32"
+        why = (
+            "; ".join(dict.fromkeys(seen.unfit.values()))
+            or "it has no convolution or matrix product in float32 that onnxruntime has integer kernels for"
+        )
         problem = Problem(
             backend="onnx",
             message=f"{self.request.scheme} would change nothing of this model: {why}",

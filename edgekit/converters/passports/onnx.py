@@ -14,7 +14,7 @@ from edgekit.artifact import Scheme, TensorSpec, UnquantizedOp
 from edgekit.converters.onnx_graph import OnnxGraph
 from edgekit.converters.onnx_weights import weight_inputs
 from edgekit.converters.passports.facts import BOUNDARY, HYBRID, FileFacts, Node, count_ops
-from edgekit.converters.passports.onnx_execution import Execution, executed, with_shapes
+from edgekit.converters.passports.onnx_execution import Execution, executed, peak_of, with_shapes
 from edgekit.errors import ArtifactError, MissingDependencyError
 
 __all__ = ["read_onnx"]
@@ -115,7 +115,7 @@ def _facts(path: Path, model: Any, onnx: Any) -> FileFacts:
         minimum_runtime=_minimum_runtime(opset, model.ir_version),
         transposes=run.transposes if run is not None else graph.count("Transpose"),
         boundaries=run.boundaries if run is not None else graph.count(*_BOUNDARIES),
-        peak_activation_bytes=run.peak_activation_bytes if run is not None else None,
+        peak_activation_bytes=(run.peak_activation_bytes if run is not None else None) or peak_of(graph.index),
         scheme=graph.scheme(),
         warnings=() if run is not None else (_UNLOADED,),
     )
@@ -246,7 +246,7 @@ class _Graph:
         for node in self._nodes:
             if node.op_type == _DEQUANTIZE and len(node.input) > 1 and node.input[0] in self.index.constants:
                 is_narrow = self.index.dtype(node.input[0]) in ("int8", "int4", "uint4")
-                count += is_narrow and math.prod(self.index.shape(node.input[1]) or ()) > 1
+                count += is_narrow and math.prod(n or 1 for n in self.index.shape(node.input[1]) or ()) > 1
         return count
 
     def scheme(self) -> Scheme | None:
@@ -265,4 +265,4 @@ class _Graph:
 
 
 def _name(node: Any) -> str:
-    return node.name or (node.output[0] if node.output else node.op_type)
+    return str(node.name or (node.output[0] if node.output else node.op_type))

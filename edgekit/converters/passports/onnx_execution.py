@@ -18,7 +18,7 @@ from typing import Any
 from edgekit.converters.onnx_graph import OnnxGraph
 from edgekit.converters.passports.facts import HYBRID, Lifetime, peak_bytes
 
-__all__ = ["Execution", "executed", "with_shapes"]
+__all__ = ["Execution", "executed", "peak_of", "with_shapes"]
 
 _BOUNDARIES = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _ON_THE_FLY = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "GatherBlockQuantized")
@@ -109,7 +109,7 @@ def _execution(graph: OnnxGraph) -> Execution:
         dtypes={node.name: _dtype(graph, node) for node in nodes if node.name},
         boundaries=sum(working[op] for op in _BOUNDARIES),
         transposes=working["Transpose"],
-        peak_activation_bytes=_peak(graph, nodes),
+        peak_activation_bytes=peak_of(graph),
     )
 
 
@@ -126,7 +126,9 @@ def _dtype(graph: OnnxGraph, node: Any) -> str:
     return floats[0] if floats else given or next(iter(types), "float32")
 
 
-def _peak(graph: OnnxGraph, nodes: list[Any]) -> int | None:
+def peak_of(graph: OnnxGraph) -> int | None:
+    """The most bytes of values alive at once, in the order of the graph; None where an extent is free or unknown."""
+    nodes = list(graph.proto.node)
     last: dict[str, int] = {}
     for position, node in enumerate(nodes):
         for name in node.input:
