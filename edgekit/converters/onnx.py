@@ -9,6 +9,7 @@ The same program gives the same bytes. Everything is in one file: a model near p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edgekit.converters.onnx_graph import OnnxGraph
+    from edgekit.converters.onnx_trained import TrainedProgram
     from edgekit.converters.passports.facts import FileFacts
 
 __all__ = ["OnnxConverter"]
@@ -66,7 +68,12 @@ class OnnxConverter:
         """Every op of the program that onnxscript's torch library has no translation for, too large a model, and
         several entry points."""
         if request.is_trained:
-            request = _untrained(request)[0]
+            from edgekit.converters.onnx_trained import without_training
+
+            try:
+                request = replace(request, program=without_training(request).program)
+            except UnsupportedError as e:
+                return e.problems
         size = sum(value.numel() * value.element_size() for value in request.program.state_dict.values())
         problems = find_problems(request.program, "onnx")
         if size > MAX_WEIGHT_BYTES:
@@ -82,9 +89,11 @@ class OnnxConverter:
         """Write `model.onnx` and its passport. Raises ConversionError, UnsupportedError."""
         trained = None
         if request.is_trained:
-            request, trained = _untrained(request)
+            from edgekit.converters.onnx_trained import without_training
+
+            trained = without_training(request)
         if self._float is None:
-            self._float = translated(request.program)
+            self._float = translated(trained.program if trained is not None else request.program)
         path = request.output_dir / f"model{Format.ONNX.suffix}"
         try:
             model, notes, calibration, reasons = _written(self._float, request, trained)
@@ -109,16 +118,10 @@ class OnnxConverter:
         )
 
 
-def _untrained(request: ConversionRequest) -> tuple[ConversionRequest, Any]:
-    """The float program of a trained one, and the ranges it brought."""
-    message = "a graph from quantization-aware training is not taken yet"
-    raise UnsupportedError((Problem(backend="onnx", message=message, hint="convert it to tflite or executorch"),))
-
-
 Written = tuple[Any, tuple[str, ...], CalibrationFacts | None, dict[str, str]]
 
 
-def _written(source: FloatModel, request: ConversionRequest, trained: Any) -> Written:
+def _written(source: FloatModel, request: ConversionRequest, trained: TrainedProgram | None) -> Written:
     """(model, notes, how ranges were found, why nodes are in float)."""
     if request.scheme is Scheme.FP32:
         return source.model, (), None, {}
@@ -127,7 +130,12 @@ def _written(source: FloatModel, request: ConversionRequest, trained: Any) -> Wr
         return model, notes, None, {}
     from edgekit.converters.onnx_static import quantized_statically
 
-    made = quantized_statically(source, request)
+    learned = None
+    if trained is not None:
+        from edgekit.converters.onnx_trained import as_file
+
+        learned = as_file(trained, source)
+    made = quantized_statically(source, request, learned)
     notes = (_SATURATION,) if request.scheme is Scheme.STATIC_W8A8 else (_NOTES[request.scheme],)
     return made.model, (*notes, *made.notes), made.facts, made.reasons
 

@@ -54,7 +54,8 @@ def quantized_weight(weight: np.ndarray, scale: np.ndarray, axis: int | None, *,
     if axis is not None:
         shape[axis] = -1
     values = np.rint(weight.astype(np.float64) / scale.astype(np.float64).reshape(shape))
-    integers: np.ndarray = np.clip(values, -steps, steps).astype(np.int8)
+    # a scale of its own never makes -128; one from training may
+    integers: np.ndarray = np.clip(values, -steps - 1, steps).astype(np.int8)
     return integers
 
 

@@ -18,11 +18,12 @@ from edgekit.converters.onnx_rewrites import dense_as_gemm, multiply_depthwise
 from edgekit.converters.onnx_rules import file_rules, unfollowed
 from edgekit.converters.onnx_weights import dequantize_weights
 from edgekit.converters.ranges import Range, RangeChoice, choose_ranges
-from edgekit.errors import Problem, UnsupportedError
+from edgekit.errors import ConversionError, Problem, UnsupportedError
 
 if TYPE_CHECKING:
     from edgekit.converters.base import ConversionRequest
     from edgekit.converters.onnx_program import FloatModel
+    from edgekit.converters.onnx_trained import FileTraining
 
 __all__ = ["StaticModel", "quantized_statically"]
 
@@ -44,16 +45,21 @@ class StaticModel:
     notes: tuple[str, ...] = ()
 
 
-def quantized_statically(source: FloatModel, request: ConversionRequest) -> StaticModel:
-    """The model in `static_w8a8` or `static_w8a16`. Raises UnsupportedError where nothing can be quantized or a rule
-    cannot be followed."""
-    return _Quantization(source, request).run()
+def quantized_statically(
+    source: FloatModel, request: ConversionRequest, learned: FileTraining | None = None
+) -> StaticModel:
+    """The model in `static_w8a8` or `static_w8a16`, with what was learned in training where there is anything.
+
+    Raises UnsupportedError where nothing can be quantized or a rule cannot be followed.
+    """
+    return _Quantization(source, request, learned).run()
 
 
 class _Quantization:
-    def __init__(self, source: FloatModel, request: ConversionRequest) -> None:
+    def __init__(self, source: FloatModel, request: ConversionRequest, learned: FileTraining | None) -> None:
         import onnx
 
+        self.learned = learned
         self.request = request
         self.options = request.quantization
         self.is_wide = request.scheme is Scheme.STATIC_W8A16
@@ -68,19 +74,20 @@ class _Quantization:
 
     def run(self) -> StaticModel:
         plan, wide, seen = self._planned()
+        known = self._learned_ranges(plan)
         self._correct_biases(plan, wide)
         fixed = self._fixed_ranges(plan, wide)
-        writer = QdqWriter(self.graph, plan, wide=wide, wide_inputs=self.is_wide)
+        writer = QdqWriter(self.graph, plan, wide=wide, wide_inputs=self.is_wide, weight_scales=self._weight_scales())
         dequantize_weights(self.graph, ("ConvTranspose", "Gather"), excluded=self.rules.float_nodes)
-        choice = self._chosen(writer, seen, fixed)
-        writer.set_ranges(choice.ranges)
+        choice = self._chosen(writer, seen, fixed, known)
+        writer.set_ranges({**choice.ranges, **known})
         facts = CalibrationFacts(
             samples=len(self.request.calibration),
-            rule=self.options.ranges.value,
+            rule=self.options.ranges.value if self.learned is None else "trained",
             bias_correction=self.options.bias_correction,
             rules=self.options.rules,
             compared=choice.compared,
-            per_tensor=choice.per_tensor,
+            per_tensor={**choice.per_tensor, **({"trained": len(known)} if known else {})},
         )
         return StaticModel(model=self.graph.model, facts=facts, reasons=self.reasons)
 
@@ -104,7 +111,10 @@ class _Quantization:
             plan, wide = self._plan(seen.unfit)
             if not self._has_products(plan.kernels | wide):
                 raise self._nothing(seen)
-            names = {*plan.observed, *self._wide_values(wide)}
+            names = {*plan.observed, *self._wide_values(wide)} - set(self._learned_ranges(plan))
+            if names and not self.request.calibration:
+                message = f"no calibration samples, and training left no range for {', '.join(sorted(names)[:5])}"
+                raise ConversionError(message, backend="onnx", stage="observe", hint="give calibration samples")
             if names <= set(seen.observers) and not names & set(seen.unfit):
                 return plan, wide, seen
             found = observe(
@@ -117,6 +127,30 @@ class _Quantization:
             )
             found.unfit.update(seen.unfit)
             seen = found
+
+    def _learned_ranges(self, plan: QuantizationPlan) -> dict[str, Range]:
+        """Ranges from training, by the values the plan knows them by."""
+        if self.learned is None:
+            return {}
+        found: dict[str, Range] = {}
+        for name, value_range in self.learned.ranges.items():
+            root = plan.integer.get(name, name)
+            # of a value and the clamp behind it, the clamped one is what is written
+            if root in plan.observed and (root not in found or name == root):
+                found[root] = value_range
+        return found
+
+    def _weight_scales(self) -> dict[str, np.ndarray]:
+        """Scales from training that fit the weights they are for."""
+        found = {}
+        for node in self.graph.proto.node:
+            scale = None if self.learned is None else self.learned.scales.get(node.name)
+            if scale is None or node.op_type not in PRODUCTS or node.input[1] not in self.graph.constants:
+                continue
+            axis, flat = output_axis(self.graph, node), scale.reshape(-1)
+            if axis is not None and flat.size in (1, self.graph.array(node.input[1]).shape[axis]):
+                found[node.name] = np.broadcast_to(flat, self.graph.array(node.input[1]).shape[axis]).copy()
+        return found
 
     def _has_products(self, names: set[str]) -> bool:
         return any(node.name in names and node.op_type in PRODUCTS for node in self.graph.proto.node)
@@ -186,7 +220,13 @@ class _Quantization:
             fixed.update(dict.fromkeys(values, RangeRule(rule.action.value)))
         return fixed
 
-    def _chosen(self, writer: QdqWriter, seen: Observed, fixed: Mapping[str, RangeRule]) -> RangeChoice:
+    def _chosen(
+        self,
+        writer: QdqWriter,
+        seen: Observed,
+        fixed: Mapping[str, RangeRule],
+        known: Mapping[str, Range],
+    ) -> RangeChoice:
         samples = [self.request.calibration[index] for index in seen.judges]
 
         def score(ranges: Mapping[str, Range]) -> float:
@@ -200,9 +240,11 @@ class _Quantization:
             "percentile": self.options.percentile,
         }
         found = seen.halves or seen.observers
-        choice = choose_ranges(
-            {name: found[name] for name in writer.quantized}, score, rule=self.options.ranges, fixed=fixed, **options
-        )
+        rule = self.options.ranges
+        if self.learned is not None and rule is RangeRule.AUTO:
+            rule = RangeRule.MINMAX
+        observers = {name: found[name] for name in writer.quantized if name not in known}
+        choice = choose_ranges(observers, score, rule=rule, fixed=fixed, **options)
         rules = choice.rules
         if choice.compared and max(choice.compared.values()) < choice.compared[RangeRule.MINMAX.value] + LEAST_GAIN_DB:
             rules = {name: fixed.get(name, RangeRule.MINMAX) for name in rules}

@@ -428,3 +428,74 @@ def test_means_mean_the_same_as_pools(rank: int, keeps: int, axes: str) -> None:
     (found,) = open_session(model, 1).run(None, {"x": values})
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Trainable(torch.nn.Module):
+    """A residual network small enough to train here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.inner = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = torch.nn.MaxPool2d(2)
+        self.head = torch.nn.Linear(8 * 16, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.norm(self.stem(x)))
+        y = self.pool(torch.relu(self.inner(y) + y))
+        return self.head(y.flatten(1))
+
+
+def test_a_trained_graph_keeps_its_integers(tmp_path: Path) -> None:
+    """Ranges and weight scales are those of training, not of calibration (made useless here, 100 times too small);
+    convolutions and the dense layer are integer kernels in onnxruntime; other schemes are refused."""
+    from edgekit.compress.quantize import freeze_ranges, prepare_qat, trained_program
+
+    torch.manual_seed(0)
+    samples = normal(32, 1, (1, 3, 8, 8))
+    batch = torch.from_numpy(np.concatenate([sample[0] for sample in samples]))
+    prepared = prepare_qat(Trainable(), (batch[:2],), backend="onnx")
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.05)
+    for step in range(20):
+        if step == 15:
+            freeze_ranges(prepared)
+        optimizer.zero_grad()
+        prepared(batch).square().mean().backward()
+        optimizer.step()
+    program = trained_program(prepared, (batch[:1],))
+    request = ConversionRequest(
+        name="net",
+        program=program,
+        scheme=Scheme.STATIC_W8A8,
+        backend="onnx",
+        calibration=tuple((sample[0] / 100,) for sample in samples),
+        verification=samples,
+        output_dir=tmp_path,
+        is_trained=True,
+    )
+    converter = OnnxConverter()
+    assert converter.check(request) == ()
+    artifact = converter.convert(request)
+    passport = artifact.passport
+    assert passport.calibration is not None
+    assert passport.calibration.rule == "trained"
+    assert passport.calibration.per_tensor["trained"] >= 4
+    assert {op.dtype for op in passport.ops if op.name in ("Conv", "Gemm", "Add")} == {"uint8"}
+    assert passport.fidelity is not None
+    sqnr = passport.fidelity.outputs[0].sqnr_db
+    # against the trained program, which rounds itself: only ties and the last rounding may differ
+    assert passport.fidelity.outputs[0].exact or (sqnr is not None and sqnr > 30)
+    integers = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(artifact.path).graph.initializer
+    }
+    trained = [value.numpy() for value in program.state_dict.values() if value.dtype == torch.int8]
+    trained += [value.numpy() for value in program.constants.values() if getattr(value, "dtype", None) == torch.int8]
+    stored = [value for value in integers.values() if value.dtype == np.int8 and value.ndim > 1]
+    assert len(trained) >= 3
+    for value in trained:
+        assert any(np.array_equal(value, other) or np.array_equal(value.T, other) for other in stored), value.shape
+    from dataclasses import replace
+
+    with pytest.raises(UnsupportedError, match="static_w8a8"):
+        converter.convert(replace(request, scheme=Scheme.WEIGHT_W8))
