@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekit.api import benchmark, convert, inspect, run
+    from edgekit.api import benchmark, check, convert, inspect, run
     from edgekit.artifact import Artifact, Format, Passport, Scheme
     from edgekit.benchmarks.values import Gates, Plan, Run
     from edgekit.errors import EdgekitError
@@ -37,6 +37,7 @@ _HOME = {
     "Task": "edgekit.workload",
     "Workload": "edgekit.workload",
     "benchmark": "edgekit.api",
+    "check": "edgekit.api",
     "convert": "edgekit.api",
     "inspect": "edgekit.api",
     "load_recipe": "edgekit.recipe",
@@ -59,6 +60,7 @@ __all__ = [
     "Workload",
     "__version__",
     "benchmark",
+    "check",
     "convert",
     "inspect",
     "load_recipe",

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from edgekit.api.benchmarking import BenchmarkResult, benchmark, benchmark_all
-from edgekit.api.converting import check_workload, convert, convert_workload, quantization_options
+from edgekit.api.converting import check, check_workload, convert, convert_workload, quantization_options
 from edgekit.api.files import inspect, open_artifact
 from edgekit.api.running import run
 
@@ -17,6 +17,7 @@ __all__ = [
     "BenchmarkResult",
     "benchmark",
     "benchmark_all",
+    "check",
     "check_workload",
     "convert",
     "convert_workload",

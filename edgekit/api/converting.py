@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.artifact import Artifact, Format, NodeRule, RangeRule, RuleAction, Scheme
-from edgekit.errors import UserError
+from edgekit.errors import Problem, UserError
 from edgekit.schema import near_miss
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgekit.converters.checking import CheckReport
     from edgekit.converters.conversion import ConversionOptions, ConversionOutcome, ConversionProgress
 
-__all__ = ["check_workload", "convert", "convert_workload", "quantization_options"]
+__all__ = ["check", "check_workload", "convert", "convert_workload", "quantization_options"]
 
 Batch = Sequence["np.ndarray | Tensor"]
 
@@ -179,6 +179,32 @@ def _arrays(batches: Sequence[Batch]) -> tuple[tuple[np.ndarray, ...], ...]:
         tuple(np.asarray(value) for value in (batch if isinstance(batch, tuple | list) else (batch,)))
         for batch in batches
     )
+
+
+def check(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...] | Tensor,
+    *,
+    targets: Sequence[Format | str] = ("tflite", "executorch", "onnx"),
+    scheme: Scheme | str = "fp32",
+    dynamic: Sequence[str] = (),
+) -> tuple[Problem, ...]:
+    """Every obstacle to converting `model`, named at once; empty when none is known. Nothing is written.
+
+    Raises ExportError when the model does not run on its example inputs.
+    """
+    from edgekit.converters.checking import check_model
+    from edgekit.converters.conversion import ConversionOptions
+    from edgekit.converters.shapes import parse_dynamic_axis
+
+    return check_model(
+        model,
+        example_inputs if isinstance(example_inputs, tuple) else (example_inputs,),
+        name="model",
+        targets=[str(target) for target in targets],
+        schemes=_members(Scheme, [scheme], "scheme"),
+        options=ConversionOptions(dynamic=tuple(parse_dynamic_axis(text) for text in dynamic)),
+    ).problems
 
 
 def check_workload(

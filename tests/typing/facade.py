@@ -22,6 +22,25 @@ def convert_and_measure(model: torch.nn.Module) -> int | None:
     return result.latency.p50_ns if result.latency else None
 
 
+def check_first(model: torch.nn.Module) -> list[str]:
+    problems = edgekit.check(model, torch.zeros(1, 3, 32, 32), targets=["executorch"], scheme="static_w8a8")
+    return [f"{problem.module} {problem.source}: {problem.message}" for problem in problems]
+
+
+def convert_for_a_camera(model: torch.nn.Module) -> tuple[edgekit.Artifact, ...]:
+    return edgekit.convert(
+        model,
+        torch.zeros(1, 3, 32, 32),
+        scheme="static_w8a8",
+        calibration=[(torch.zeros(1, 3, 32, 32),)],
+        ranges="mse",
+        rules={"features.0": "float"},
+        input_layout="nhwc",
+        dynamic=["0:0=1..8"],
+        memory_bytes=2_000_000_000,
+    )
+
+
 def run_a_recipe(path: Path) -> edgekit.Report:
     outcome = edgekit.run(path)
     assert_type(outcome, RunOutcome)
