@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgekit.api import benchmark, check, convert, inspect, run
     from edgekit.artifact import Artifact, Format, Passport, Scheme
     from edgekit.benchmarks.values import Gates, Plan, Run
+    from edgekit.diagnosis.explain import WhyOptions, why
     from edgekit.errors import EdgekitError
     from edgekit.recipe import Recipe, load_recipe
     from edgekit.report.model import Report
@@ -35,6 +36,7 @@ _HOME = {
     "Run": "edgekit.benchmarks.values",
     "Scheme": "edgekit.artifact",
     "Task": "edgekit.workload",
+    "WhyOptions": "edgekit.diagnosis.explain",
     "Workload": "edgekit.workload",
     "benchmark": "edgekit.api",
     "check": "edgekit.api",
@@ -43,6 +45,7 @@ _HOME = {
     "load_recipe": "edgekit.recipe",
     "load_workload": "edgekit.workload",
     "run": "edgekit.api",
+    "why": "edgekit.diagnosis.explain",
 }
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "Run",
     "Scheme",
     "Task",
+    "WhyOptions",
     "Workload",
     "__version__",
     "benchmark",
@@ -66,6 +70,7 @@ __all__ = [
     "load_recipe",
     "load_workload",
     "run",
+    "why",
 ]
 
 
