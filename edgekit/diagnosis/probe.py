@@ -64,13 +64,13 @@ def _probe_file(request: ProbeRequest, program: ExportedProgram, samples: Sample
     values = [node_values(program, sample) for sample in samples]
     every = tapping.open_all(float_path)
     aligned = align(program, samples, _run(every, request.format, folder / f"all{suffix}", samples), values=values)
-    by_tensor = _first_of_each(aligned.values())
+    by_tensor = [*_given(program, tapping.input_names(float_path), values), *_first_of_each(aligned.values())]
     names = list(dict.fromkeys(name for a in by_tensor for name in (a.tensor, *a.others)))
     chosen = tapping.open_chosen(Path(request.path), names)
     found = _found(by_tensor, chosen)
     held = _run(chosen, request.format, folder / f"tapped{suffix}", samples)
     found = [(_carried_node(a, tap, program, held, values, found), tap) for a, tap in found]
-    missing = len(by_tensor) - len(found)
+    missing = _missing(program, by_tensor, found)
     if request.scheme not in (None, Scheme.FP32) and missing > len(by_tensor) // 4:
         chosen, found, held = _by_resemblance(request, program, values, samples, folder, tapping)
     if request.batch is not None:
@@ -117,6 +117,39 @@ def _first_of_each(aligned: Iterable[AlignedTensor]) -> list[AlignedTensor]:
     for item in aligned:
         firsts.setdefault(item.tensor, item)
     return list(firsts.values())
+
+
+def _given(
+    program: ExportedProgram, names: Sequence[str], values: Sequence[Mapping[str, np.ndarray]]
+) -> list[AlignedTensor]:
+    """The inputs: of a file that takes floats and quantizes them, what they become can be looked at."""
+    return [
+        AlignedTensor(
+            node=str(node),
+            tensor=name,
+            permutation=tuple(range(values[0][node].ndim)),
+            shape=values[0][node].shape,
+            error=0.0,
+        )
+        for node, name in zip(program.graph_signature.user_inputs, names, strict=False)
+        if node in values[0] and np.issubdtype(values[0][node].dtype, np.floating)
+    ]
+
+
+def _missing(
+    program: ExportedProgram, by_tensor: Sequence[AlignedTensor], found: Sequence[tuple[AlignedTensor, TapOutput]]
+) -> int:
+    """How many aligned nodes the file does not show, neither themselves nor what they were fused into."""
+    present = {item.node for item, _ in found}
+    nodes = {node.name: node for node in program.graph.nodes}
+
+    def is_shown(name: str) -> bool:
+        node = nodes[name]
+        while node.name not in present and len(node.users) == 1:
+            node = next(iter(node.users))
+        return node.name in present
+
+    return sum(not is_shown(item.node) for item in by_tensor if nodes[item.node].op == "call_function")
 
 
 def _found(by_tensor: Sequence[AlignedTensor], chosen: TappedFile) -> list[tuple[AlignedTensor, TapOutput]]:

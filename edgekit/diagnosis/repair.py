@@ -164,13 +164,16 @@ def _attempt(
 
 def _candidates(examination: Examination, culprit: str) -> Iterator[tuple[str, tuple[NodeRule, ...]]]:
     """(what, rules) in order of cost."""
-    own = _nodes(examination, [culprit])
-    around = _nodes(examination, [culprit, *examination.pieces.readers(culprit)])
+    near = [culprit, *examination.pieces.readers(culprit)]
+    own, around = _nodes(examination, [culprit]), _nodes(examination, near)
+    # one op of a piece is enough to name its result; some backends refuse the others, which are part of it
+    main, mains = (tuple(examination.pieces[one].main for one in layers) for layers in ([culprit], near))
     if own:
         for action in _RANGES:
             yield f"range of {culprit} by {action.value}", (NodeRule(node=own[-1], action=action),)
-        yield f"16-bit activations at {culprit}", _rules(own, RuleAction.INT16)
-    yield f"16-bit activations at {culprit} and what reads it", _rules(around, RuleAction.INT16)
+        yield f"16-bit activations at {culprit}", _rules(main, RuleAction.INT16)
+    readable = tuple(name for name in mains if name in around)
+    yield f"16-bit activations at {culprit} and what reads it", _rules(readable, RuleAction.INT16)
     if own:
         yield f"{culprit} in float", _rules(own, RuleAction.FLOAT)
     yield f"{culprit} and what reads it in float", _rules(around, RuleAction.FLOAT)

@@ -11,16 +11,22 @@ from edgekit.artifact import QuantizationParams
 from edgekit.diagnosis.taps.values import TapOutput, TappedFile
 from edgekit.errors import MissingDependencyError
 
-__all__ = ["open_all", "open_chosen"]
+__all__ = ["input_names", "open_all", "open_chosen"]
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+
+def input_names(path: Path) -> tuple[str, ...]:
+    """The names of the graph's inputs."""
+    _, model = _read(path)
+    return tuple(value.name for value in model.graph.input)
 
 
 def open_all(path: Path) -> TappedFile:
     """The file with every value its nodes compute added to its outputs, as far as its type is known and a tensor's."""
     onnx, model = _read(path)
     types = _types(onnx, model)
-    names = [name for node in model.graph.node for name in node.output if name and types.get(name)]
+    names = [name for node in model.graph.node for name in node.output if types.get(name)]
     return _tapped(onnx, model, {name: name for name in names}, types)
 
 

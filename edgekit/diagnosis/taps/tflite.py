@@ -11,7 +11,14 @@ from edgekit.artifact import QuantizationParams
 from edgekit.diagnosis.taps.values import TapOutput, TappedFile
 from edgekit.errors import ArtifactError, MissingDependencyError
 
-__all__ = ["open_all", "open_chosen"]
+__all__ = ["input_names", "open_all", "open_chosen"]
+
+
+def input_names(path: Path) -> tuple[str, ...]:
+    """The names of the first subgraph's inputs."""
+    model, _ = _read(path)
+    graph = model.subgraphs[0]
+    return tuple(_text(graph.tensors[int(index)].name) for index in graph.inputs)
 
 
 def open_all(path: Path) -> TappedFile:
