@@ -7,7 +7,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgekit.artifact import Artifact, CalibrationFacts, Fidelity, Format, Passport, Scheme, TensorSpec, UnquantizedOp
+from edgekit.artifact import (
+    Artifact,
+    CalibrationFacts,
+    Fidelity,
+    Format,
+    Passport,
+    Scheme,
+    Signature,
+    TensorSpec,
+    UnquantizedOp,
+)
 from edgekit.converters.base import ConversionRequest
 from edgekit.converters.calibration import input_specs
 from edgekit.converters.fidelity import Samples, measure_fidelity, probe_inputs
@@ -43,10 +53,12 @@ def assemble(
     notes: Sequence[str] = (),
     calibration: CalibrationFacts | None = None,
     facts: FileFacts | None = None,
+    signatures: Sequence[Signature] = (),
 ) -> Artifact:
     """The artifact of a model file just written at `path`, its passport saved beside it.
 
-    `facts` is what the file says, where the backend has read (and added to) it already.
+    `facts` is what the file says, where the backend has read (and added to) it already; `signatures` are its entry
+    points, where there are several, each with what it answered.
     """
     facts = facts or read_facts(path, kind)
     passport = Passport(
@@ -74,6 +86,7 @@ def assemble(
         transposes=facts.transposes,
         boundaries=facts.boundaries,
         peak_activation_bytes=facts.peak_activation_bytes,
+        signatures=tuple(signatures) or facts.signatures,
     )
     artifact = Artifact(path=path, passport=passport)
     artifact.save_passport()

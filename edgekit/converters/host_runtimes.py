@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekit.converters.tflite_micro.interpreter import MicroInterpreter
 
-__all__ = ["load_runtime", "micro_run", "runtime_name", "tflite_run"]
+__all__ = ["load_runtime", "micro_run", "runtime_name", "tflite_entry", "tflite_run"]
 
 Run = Callable[[Sequence["np.ndarray"]], "list[np.ndarray]"]
 
@@ -64,6 +64,21 @@ def tflite_run(interpreter: Any) -> Run:
             interpreter.set_tensor(detail["index"], _quantized(array, detail))
         interpreter.invoke()
         return [_dequantized(interpreter.get_tensor(detail["index"]), detail) for detail in outputs]
+
+    return run
+
+
+def tflite_entry(path: Path, name: str, threads: int) -> Run:
+    """One entry point of a `.tflite` file that has several; inputs `args_0`, … and outputs `output_0`, … by number."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_path=str(path), num_threads=threads).get_signature_runner(name)
+    given, made = runner.get_input_details(), runner.get_output_details()
+
+    def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:
+        named = {f"args_{i}": _quantized(array, given[f"args_{i}"]) for i, array in enumerate(sample)}
+        answers = runner(**named)
+        return [_dequantized(answers[f"output_{i}"], made[f"output_{i}"]) for i in range(len(answers))]
 
     return run
 

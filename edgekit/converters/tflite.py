@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, CalibrationFacts, Format, RuleAction, Scheme
+from edgekit.artifact import Artifact, CalibrationFacts, Format, RuleAction, Scheme, Signature
 from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
 from edgekit.converters.capabilities import capabilities_of
@@ -22,6 +22,8 @@ from edgekit.converters.tflite_quantizer import is_quantized
 from edgekit.errors import Problem, UnsupportedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch.export import ExportedProgram
 
 __all__ = ["TFLiteConverter"]
@@ -71,6 +73,7 @@ class TFLiteConverter:
             notes=made.notes,
             calibration=made.calibration,
             facts=facts.model_copy(update={"float_ops": told}),
+            signatures=[_verified_entry(path, entry, request) for entry in facts.signatures],
         )
 
     def _made(self, request: ConversionRequest) -> _Made:
@@ -95,6 +98,23 @@ def _entries(request: ConversionRequest) -> Mapping[str, ExportedProgram]:
     return {"forward": request.program, **request.signatures}
 
 
+def _verified_entry(path: Path, entry: Signature, request: ConversionRequest) -> Signature:
+    """The entry point with how close it comes to its own program, on inputs of its own sizes."""
+    from edgekit.converters.fidelity import measure_fidelity, probe_inputs
+    from edgekit.converters.host_runtimes import runtime_name, tflite_entry
+
+    program = _entries(request)[entry.name]
+    fidelity = measure_fidelity(
+        program,
+        probe_inputs(program),
+        tflite_entry(path, entry.name, request.threads),
+        names=[spec.name for spec in entry.outputs],
+        source="random",
+        runtime=runtime_name(Format.TFLITE),
+    )
+    return entry.model_copy(update={"fidelity": fidelity})
+
+
 def _half(content: bytes) -> _Made:
     """float16 weights. The runtime widens them when it loads the file (or computes in half where it has kernels)."""
     halved, kept = with_half_weights(content)
@@ -112,6 +132,9 @@ def _static(content: bytes, request: ConversionRequest) -> _Made:
     from edgekit.converters.tflite_rules import applied
     from edgekit.converters.tflite_static import StaticSearch
 
+    obstacles = find_obstacles(request)
+    if obstacles:  # `check` may have been asked about another scheme
+        raise UnsupportedError(obstacles)
     options = request.quantization
     rules = applied(content, request.program, options.rules)
     recipe = Recipe(scheme=request.scheme, io_dtype=options.io_dtype, exceptions=rules.exceptions)

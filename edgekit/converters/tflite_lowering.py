@@ -22,6 +22,7 @@ __all__ = ["DEFAULT_SIGNATURE", "decomposed", "lowered"]
 
 DEFAULT_SIGNATURE = "serving_default"
 """Name of the entry point in a file that has one, as TensorFlow's own converter writes it."""
+_TOOLS = ("torch", "litert_torch", "litert_converter", "jax")
 _Result = TypeVar("_Result")
 
 
@@ -121,7 +122,7 @@ def _place(message: str, program: ExportedProgram) -> tuple[str | None, str | No
     if named is not None:
         return str(named.target), source_line(named)
     frames = re.findall(r'File "([^"]+)", line (\d+)', message) + re.findall(r"(/[^\s:\"']+\.py):(\d+)", message)
-    own = [f"{file}:{line}" for file, line in frames if "/torch/" not in file]
+    own = [f"{file}:{line}" for file, line in frames if not any(f"/{tool}/" in file for tool in _TOOLS)]
     if own:
         return op.group(1) if op else None, own[-1]
     # an MLIR error quotes torch's own line (`…/conv.py:1198`): the nodes that passed there, if they are one
