@@ -7,7 +7,7 @@ A conversion starts from a `torch.export` program that edgekit itself exported a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -86,6 +86,8 @@ class ConversionRequest:
     input_layouts: tuple[str | None, ...] = field(default=())
     threads: int = 1
     """For calibration; more is slower on a busy machine (measured)."""
+    note: Callable[[str], None] = field(default=lambda _: None)
+    """Tells the parent what is being done now, where that may take minutes."""
 
 
 class Converter(Protocol):

@@ -16,6 +16,7 @@ CONVERTERS = Registry(
         "tflite": "edgekit.converters.tflite:TFLiteConverter",
         "executorch": "edgekit.converters.executorch:ExecuTorchConverter",
         "onnx": "edgekit.converters.onnx:OnnxConverter",
+        "onnx-tf": "edgekit.converters.onnx_tf:OnnxTfConverter",
         "tflite-micro": "edgekit.converters.tflite_micro:TFLiteMicroConverter",
     },
 )

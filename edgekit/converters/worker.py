@@ -96,7 +96,7 @@ def _convert_one(
     started = time.monotonic()
     output_dir = folder / "out" / scheme
     output_dir.mkdir(parents=True)
-    request = replace(base, scheme=scheme, output_dir=output_dir)
+    request = replace(base, scheme=scheme, output_dir=output_dir, note=lambda stage: _note(folder, scheme, stage))
     error = None
     try:
         problems = converter.check(request)
