@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edgekit.artifact import Artifact, Format
@@ -16,9 +17,12 @@ from edgekit.diagnosis.search import SEARCHED, VERIFIED, search
 from edgekit.diagnosis.sensitivity import rank
 from edgekit.diagnosis.subject import Subject, open_subject
 from edgekit.diagnosis.values import ArtifactDiagnosis, Diagnosis, Layer, Repair, SearchResult, Sensitivity
-from edgekit.errors import UserError
+from edgekit.errors import UserError, WorkloadError
 
 __all__ = ["WhyOptions", "why"]
+
+LEAST_OWN_DB = 6.0
+"""4-bit weights give a layer 15 to 20 dB, other weights about 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,26 @@ def why(
         return _Course(subject, options, tell).finish()
 
 
+def _refuse_other_weights(examination: Examination) -> None:
+    """Raise WorkloadError where the layers with weights compute something else than PyTorch, most of them.
+
+    An artifact that is itself far from its model cannot be told by its outputs; layer by layer it can: fed with the
+    file's own inputs, a layer of the same weights gives the file's result but for its quantization.
+    """
+    layers = [
+        layer.local_sqnr_db
+        for layer in examination.diagnosis.layers
+        if examination.pieces[layer.node].weight_values and layer.local_sqnr_db is not None
+    ]
+    if layers and median(layers) < LEAST_OWN_DB:
+        name = examination.artifact.passport.name
+        raise WorkloadError(
+            f"{name} was not made from this workload's weights: half of its layers are below {LEAST_OWN_DB:g} dB of "
+            f"what PyTorch computes from the same inputs (median {median(layers):.1f} dB)",
+            hint="the workload must give the very weights the artifact was made from: give them with --weights",
+        )
+
+
 class _Course:
     """One diagnosis on its way."""
 
@@ -118,6 +142,7 @@ class _Course:
         float_file = self._float_file(artifact)
         self._tell(f"examining {name}")
         examination = examine(self._subject, artifact, float_file)
+        _refuse_other_weights(examination)
         for layer in examination.diagnosis.layers:
             self._layers.setdefault(layer.node, examination.pieces.layer(layer.node))
         self._diagnoses.append(self._on_device(artifact, float_file, examination))

@@ -25,9 +25,9 @@ def input_names(path: Path) -> tuple[str, ...]:
 def open_all(path: Path) -> TappedFile:
     """The file with every value its nodes compute added to its outputs, as far as its type is known and a tensor's."""
     onnx, model = _read(path)
-    types = _types(onnx, model)
-    names = [name for node in model.graph.node for name in node.output if types.get(name)]
-    return _tapped(onnx, model, {name: name for name in names}, types)
+    infos = _infos(onnx, model)
+    names = [name for node in model.graph.node for name in node.output if name in infos]
+    return _tapped(onnx, model, {name: name for name in names}, infos)
 
 
 def open_chosen(path: Path, names: Sequence[str]) -> TappedFile:
@@ -43,7 +43,7 @@ def open_chosen(path: Path, names: Sequence[str]) -> TappedFile:
     for name in names:
         if name in known and (carried := _dequantized_form(name, readers)) is not None:
             chosen[name] = carried
-    return _tapped(onnx, model, chosen, _types(onnx, model))
+    return _tapped(onnx, model, chosen, _infos(onnx, model))
 
 
 def _read(path: Path) -> tuple[Any, Any]:
@@ -54,15 +54,11 @@ def _read(path: Path) -> tuple[Any, Any]:
     return onnx, onnx.load_model_from_string(path.read_bytes())
 
 
-def _types(onnx: Any, model: Any) -> dict[str, str]:
-    """numpy name of the type of each value that is a tensor, as far as it can be inferred."""
+def _infos(onnx: Any, model: Any) -> dict[str, Any]:
+    """Type and shape of each value that is a tensor, as far as they can be inferred."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {}
-    for value in (*model.graph.value_info, *inferred.value_info, *model.graph.input, *model.graph.output):
-        number = value.type.tensor_type.elem_type
-        if number:
-            types[value.name] = str(onnx.helper.tensor_dtype_to_np_dtype(number))
-    return types
+    values = (*model.graph.value_info, *inferred.value_info, *model.graph.input, *model.graph.output)
+    return {value.name: value for value in values if value.type.tensor_type.elem_type}
 
 
 def _dequantized_form(name: str, readers: dict[str, list[Any]]) -> str | None:
@@ -74,20 +70,22 @@ def _dequantized_form(name: str, readers: dict[str, list[Any]]) -> str | None:
     return str(behind[0].output[0]) if behind else None
 
 
-def _tapped(onnx: Any, model: Any, chosen: dict[str, str], types: dict[str, str]) -> TappedFile:
+def _tapped(onnx: Any, model: Any, chosen: dict[str, str], infos: dict[str, Any]) -> TappedFile:
     own = [value.name for value in model.graph.output]
     given = {value.name for value in model.graph.input}
     added = [name for name in dict.fromkeys(chosen.values()) if name not in own and name not in given]
     for name in added:
-        # without shape: onnxruntime infers it, and a wrong one would be refused
-        model.graph.output.append(onnx.ValueInfoProto(name=name))
+        unknown = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        model.graph.output.append(infos.get(name, unknown))
     outputs = own + added
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     writers = {name: node for node in model.graph.node for name in node.output}
     taps = []
     for name, carried in chosen.items():
         if carried in outputs:
-            dtype, quantization = _storage(onnx, writers.get(carried), constants, types.get(carried, "float32"))
+            number = infos[carried].type.tensor_type.elem_type if carried in infos else onnx.TensorProto.FLOAT
+            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(number))
+            dtype, quantization = _storage(onnx, writers.get(carried), constants, dtype)
             position = outputs.index(carried)
             taps.append(TapOutput(position=position, name=name, dtype=dtype, quantization=quantization))
     return TappedFile(content=model.SerializeToString(), taps=tuple(taps), own_outputs=len(own))
