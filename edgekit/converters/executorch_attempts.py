@@ -6,6 +6,7 @@ partitioner had refused are suspected first, then those of one kind and one set 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,12 +71,20 @@ def _refuse_trained(request: ConversionRequest) -> None:
 
 
 def _as_it_is(programs: Mapping[str, ExportedProgram], path: Path, request: ConversionRequest) -> Made:
-    lowered = lower(programs)
-    path.write_bytes(lowered.content)
+    """The file without further quantization; ops XNNPACK fails on when it is loaded or run are left to executorch."""
+    first = lower(programs)
+    path.write_bytes(first.content)
     failure = _failure(path, request)
-    if failure is not None:
-        raise _runtime_error(failure, lowered.trace)
-    return Made(trace=lowered.trace, program=programs["forward"])
+    if failure is None:
+        return Made(trace=first.trace, program=programs["forward"])
+    if not request.is_trained:  # executorch has no kernels for int8
+        counts = Counter(first.trace.ops)
+        for name in sorted(counts, key=lambda op: counts[op])[:_ATTEMPTS]:
+            lowered = lower(programs, avoided=frozenset({name}))
+            path.write_bytes(lowered.content)
+            if _failure(path, request) is None:
+                return Made(trace=lowered.trace, program=programs["forward"])
+    raise _runtime_error(failure, first.trace)
 
 
 def _failure(path: Path, request: ConversionRequest) -> str | None:
@@ -140,7 +149,7 @@ def _attempt(
     make = quantized_statically if request.scheme.is_static else quantized_dynamically
     quantized = make(request, programs, actions, kept)
     try:
-        lowered = lower(quantized.programs, trace)
+        lowered = lower(quantized.programs, trace, floats=quantized.left)
     except ConversionError as e:
         return None, e, quantized.programs
     path.write_bytes(lowered.content)

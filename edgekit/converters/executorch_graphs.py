@@ -35,7 +35,7 @@ def ready(program: ExportedProgram) -> ExportedProgram:
         if not table:
             break
         program = program.run_decompositions(table)
-    return program
+    return _with_constant_weights(program)
 
 
 def _replacements(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
@@ -140,6 +140,61 @@ def _conv3d_padded(
         totals = [d * (k - 1) for d, k in zip(_each(dilation), weight.shape[2:], strict=True)]
         x = torch.nn.functional.pad(x, [n for t in reversed(totals) for n in (t // 2, t - t // 2)])
     return _conv3d(x, weight, bias, stride, 0, dilation, groups)
+
+
+def _with_constant_weights(program: ExportedProgram) -> ExportedProgram:
+    """The program with weights that are computed from parameters (weight normalization, …) computed once, here."""
+    import torch
+
+    aten = torch.ops.aten
+    kinds = ("convolution", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear")
+    weighted = {getattr(aten, kind) for kind in kinds}
+
+    def computed_weight(node: Node) -> Node | None:
+        is_weighted = node.op == "call_function" and getattr(node.target, "overloadpacket", None) in weighted
+        weight: Any = node.args[1] if is_weighted else None
+        return weight if weight is not None and weight.op == "call_function" else None
+
+    if not any(computed_weight(node) for node in program.graph.nodes) or program.example_inputs is None:
+        return program
+    module = program.module(check_guards=False)
+    changed = False
+    for node in list(module.graph.nodes):
+        weight = computed_weight(node)
+        value = None if weight is None else _constant_value(weight, module, {})
+        if weight is not None and isinstance(value, torch.Tensor):
+            name = f"_weight_of_{node.name}"
+            module.register_buffer(name, value.detach().contiguous())
+            with module.graph.inserting_before(node):
+                getter = module.graph.create_node("get_attr", name, (), {})
+            getter.meta = {"val": weight.meta.get("val")}
+            node.update_arg(1, getter)
+            changed = True
+    if not changed:
+        return program
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return exported_again(module, program)
+
+
+def _constant_value(node: Any, module: Any, known: dict[Any, Any]) -> Any:
+    """What a node computes when only parameters and constants go in; None when anything else does."""
+    from torch import fx
+
+    if node in known:
+        return known[node]
+    value: Any = None
+    if node.op == "get_attr":
+        value = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+    elif node.op == "call_function":
+        sources = {source: _constant_value(source, module, known) for source in node.all_input_nodes}
+        if sources and all(source is not None for source in sources.values()):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: sources[one])
+            value = node.target(*args, **kwargs)
+    known[node] = value
+    return value
 
 
 def with_plain_outputs(program: ExportedProgram) -> ExportedProgram:

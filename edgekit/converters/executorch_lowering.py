@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Lowered", "lower"]
 
 _LOGGER = "executorch.backends.xnnpack"
+_XNNPACK_AXES = 6
+"""XNN_MAX_TENSOR_DIMS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +33,17 @@ class Lowered:
     trace: Trace
 
 
-def lower(programs: Mapping[str, ExportedProgram], trace: Trace | None = None) -> Lowered:
+def lower(
+    programs: Mapping[str, ExportedProgram],
+    trace: Trace | None = None,
+    *,
+    avoided: frozenset[str] = frozenset(),
+    floats: Collection[str] = (),
+) -> Lowered:
     """All entry points in one file, `forward` first. Raises ConversionError, which names the op where it can be told.
 
-    `trace` is filled, also when it raises.
+    `trace` is filled, also when it raises. Ops in `avoided` (`cat.default`) are left to executorch's own kernels, and
+    the nodes in `floats` compute in float also where int8 comes in and goes out.
     """
     try:
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
@@ -46,7 +55,7 @@ def lower(programs: Mapping[str, ExportedProgram], trace: Trace | None = None) -
         with _refusals(trace.reasons):
             edge = to_edge_transform_and_lower(
                 ready if len(ready) > 1 else ready["forward"],
-                partitioner=[_partitioner(trace)],
+                partitioner=[_partitioner(trace, avoided, frozenset(floats))],
                 # ops outside the core ATen set may still have a kernel; find_problems has told which have none
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
@@ -57,11 +66,17 @@ def lower(programs: Mapping[str, ExportedProgram], trace: Trace | None = None) -
         raise _error_of(e, ready) from e
 
 
-def _partitioner(trace: Trace) -> Any:
+def _partitioner(trace: Trace, avoided: frozenset[str], floats: frozenset[str]) -> Any:
     """XNNPACK's partitioner, which notes each op of the first program it is given."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     class NotingPartitioner(XnnpackPartitioner):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            for name, config in self.target_partitioner_configs.items():
+                config.check_constraints = _checked_too(config.check_constraints, name in avoided, trace)
+                config.get_node_and_deps = _alone_if(config.get_node_and_deps, floats)
+
         def partition(self, exported_program: ExportedProgram) -> Any:
             if not trace.places:
                 for node in exported_program.graph.nodes:
@@ -71,12 +86,45 @@ def _partitioner(trace: Trace) -> Any:
     return NotingPartitioner()
 
 
+def _checked_too(check: Callable[[Node, Any], bool], is_avoided: bool, trace: Trace) -> Callable[[Node, Any], bool]:
+    """The partitioner's check of an op, and what it does not know XNNPACK to refuse when the file is loaded."""
+
+    def checked(node: Node, program: Any) -> bool:
+        if is_avoided:
+            reason = "it fails there when it is run"
+        elif _most_axes(node) > _XNNPACK_AXES:
+            reason = f"a tensor has more than {_XNNPACK_AXES} axes"
+        else:
+            return check(node, program)
+        handle = node.meta.get("debug_handle")
+        if isinstance(handle, int):
+            trace.reasons.setdefault(handle, reason)
+        return False
+
+    return checked
+
+
+def _alone_if(deps: Callable[[Node, Any], list[Node]], floats: frozenset[str]) -> Callable[[Node, Any], list[Node]]:
+    """The partitioner's choice of what belongs to an op; a float op takes no quantize or dequantize into itself."""
+
+    def chosen(node: Node, program: Any) -> list[Node]:
+        return [node] if "quantize" not in str(node.target) and node_origins(node) & floats else deps(node, program)
+
+    return chosen
+
+
+def _most_axes(node: Node) -> int:
+    values = (one.meta.get("val") for one in (node, *node.all_input_nodes))
+    return max((value.dim() for value in values if hasattr(value, "dim")), default=0)
+
+
 def _note(trace: Trace, node: Node) -> None:
     handle = node.meta.get("debug_handle")
     if node.op != "call_function" or not isinstance(handle, int):
         return
     names = node_origins(node)
     trace.names[handle] = trace.names.get(handle, frozenset()) | names
+    trace.ops.append(str(node.target.__name__).removeprefix("aten."))  # type: ignore[union-attr]
     first = _first_name(node)
     path = module_path(node)
     trace.places.setdefault(handle, f"{path} ({first})" if path else first)

@@ -38,9 +38,9 @@ __all__ = [
 
 aten = torch.ops.aten
 
-LEAST_SCALE = 2.0**-40
+LEAST_SCALE = 2.0**-24
 """executorch's own least scale, 2^-12, leaves a channel whose largest weight is 0.01 with 41 of 127 steps; batch
-normalization makes such channels. XNNPACK asks of a scale that it is normal, and of products what `fitting` sees to."""
+normalization makes such channels. What XNNPACK asks of scales is seen to in `executorch_scales`."""
 
 TRAINED_LEAST_SCALE = 6.1e-5
 """Of torch.fused_moving_avg_obs_fake_quant."""

@@ -23,7 +23,7 @@ from edgekit.converters.executorch_quantizer import (
     dynamic_quantizer,
     static_quantizer,
 )
-from edgekit.converters.executorch_scales import bias_floors, corrected_biases, unfit_scales
+from edgekit.converters.executorch_scales import corrected_biases, fit_weight_scales, unfit_scales
 from edgekit.converters.fidelity import worst_sqnr_db
 from edgekit.converters.ranges import Range, RangeObserver, choose_ranges
 from edgekit.errors import ConversionError, Problem, UnsupportedError, UserError
@@ -172,7 +172,7 @@ class _Session:
             flat = self._run(sample)
             if index < SCORED:
                 self._expected.append(flat)
-        return self._unfit_values()
+        return {name: why for name, why in self._unfit_values().items() if name not in self.left}
 
     def _run(self, sample: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         with torch.no_grad():
@@ -215,7 +215,8 @@ class _Session:
             compared={rule: round(score, 2) for rule, score in compared.items()},
             per_tensor=per_tensor,
         )
-        return unfit_scales(self._module)
+        found = unfit_scales(self._module)
+        return {name: why for name, why in found.items() if name not in self.left}
 
     def _set(self, ranges: Mapping[str, Range]) -> None:
         for name, observer in self._observers.items():
@@ -246,7 +247,7 @@ class _Session:
         if self._options.bias_correction:
             samples = [as_arguments(sample) for sample in self._request.calibration[:SCORED]]
             corrected_biases(self._module, samples)
-        bias_floors(self._module)
+        fit_weight_scales(self._module)
         return exported_again(convert_pt2e(self._module), self._program)
 
     def finish_alike(self, program: ExportedProgram, name: str) -> ExportedProgram:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgekit.converters.executorch_quantizer import ActivationObserver, PerChannelWeightObserver
 
-__all__ = ["bias_floors", "corrected_biases", "unfit_scales"]
+__all__ = ["corrected_biases", "fit_weight_scales", "unfit_scales"]
 
 aten = torch.ops.aten
 
@@ -26,6 +26,8 @@ _PRODUCT_RATIOS = (2.0**-16, 2.0**8)
 """Of the product of input scales to the output scale: xnn_create_multiply_nd_qs8."""
 _MOST_GEMM_RATIO = 256.0
 """Of input scale times weight scale to output scale: xnn_create_convolution2d_nhwc_qs8_qc8w."""
+_LEAST_GEMM_RATIO = 2.0**-31
+"""Likewise; its fixed-point requantization ends at 2^-32."""
 _MOST_BIAS = 2.0**30
 """Biases are int32 in steps of input scale times weight scale; half of the range is left to the sum."""
 
@@ -117,11 +119,16 @@ def _why_unfit(module: GraphModule, node: Node) -> str | None:
     )
 
 
-def bias_floors(module: GraphModule) -> None:
-    """Raise the weight scales of channels whose bias would not fit into int32."""
+def fit_weight_scales(module: GraphModule) -> None:
+    """Raise the weight scales of channels that XNNPACK could not compute with: whose bias would not fit into int32, or
+    whose products would be too small a part of an output step."""
     for layer in _layers(module):
+        output = _output_observer(module, layer.node)
+        step = output.scale if output is not None else 0.0
+        least = torch.tensor(step * _LEAST_GEMM_RATIO / layer.source.scale)
         if layer.bias is not None:
-            layer.weight.raise_scales(layer.bias.abs() / (layer.source.scale * _MOST_BIAS))
+            least = torch.maximum(least, layer.bias.abs() / (layer.source.scale * _MOST_BIAS))
+        layer.weight.raise_scales(least)
 
 
 def corrected_biases(module: GraphModule, samples: Sequence[Sequence[torch.Tensor]]) -> None:

@@ -45,6 +45,8 @@ class Trace:
     """The node's names in the programs it was made from."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Why XNNPACK's partitioner refused the op."""
+    ops: list[str] = field(default_factory=list)
+    """Every op in order, `convolution.default`."""
     instructions: dict[int, int] = field(default_factory=dict)
     """The handle of each instruction that runs outside a delegate."""
 
