@@ -115,7 +115,7 @@ def _alone_if(deps: Callable[[Node, Any], list[Node]], floats: frozenset[str]) -
 
 def _most_axes(node: Node) -> int:
     values = (one.meta.get("val") for one in (node, *node.all_input_nodes))
-    return max((value.dim() for value in values if hasattr(value, "dim")), default=0)
+    return max((value.dim() for value in values if value is not None and hasattr(value, "dim")), default=0)
 
 
 def _note(trace: Trace, node: Node) -> None:
