@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         file = item.nodeid.partition("::")[0]
         group = "devices" if file.startswith(DEVICE_FILES) else file
+        if file.startswith("tests/integration/test_zoo"):  # long, and its tests share nothing
+            group = item.nodeid
         item.add_marker(pytest.mark.xdist_group(group))
 
 

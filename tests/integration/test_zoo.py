@@ -77,7 +77,7 @@ def converted(name: str, folder: Path) -> Converted:
         output_dir=folder,
         calibration=zoo.samples(24, 1),
         verification=zoo.samples(16, 2),
-        options=ConversionOptions(input_layouts=zoo.input_layouts, jobs=2),
+        options=ConversionOptions(input_layouts=zoo.input_layouts),
     )
     artifacts = {(a.passport.format.value, a.passport.scheme): a for a in outcome.artifacts}
     return Converted(artifacts, {(f.target, f.scheme): f.error for f in outcome.failures})  # type: ignore[arg-type]
