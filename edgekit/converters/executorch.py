@@ -8,15 +8,16 @@ done. The same program gives the same bytes on one version of the toolchain.
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, CalibrationFacts, Format, Scheme
+from edgekit.artifact import Artifact, CalibrationFacts, Format, Scheme, Signature, TensorSpec
 from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
 from edgekit.converters.capabilities import capabilities_of
 from edgekit.converters.executorch_attempts import Made, made_from
-from edgekit.converters.executorch_graphs import ready
+from edgekit.converters.executorch_graphs import free_extents, ready
+from edgekit.converters.fidelity import measure_fidelity, probe_inputs
+from edgekit.converters.host_runtimes import executorch_run, runtime_name
 from edgekit.converters.lowerings import find_problems
 from edgekit.converters.passports.executorch import read_executorch
 from edgekit.converters.passports.facts import FileFacts
@@ -24,6 +25,8 @@ from edgekit.converters.provenance import source_line
 from edgekit.errors import ConversionError, EdgekitError, Problem, UnsupportedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch.export import ExportedProgram
 
 __all__ = ["ExecuTorchConverter"]
@@ -56,11 +59,37 @@ class ExecuTorchConverter:
             raise ConversionError(
                 f"{type(e).__name__}: {str(e)[:1000]}", backend="executorch", stage=f"quantize {request.scheme}"
             ) from e
-        facts = _completed(read_executorch(path, made.trace, made.left), request, path)
+        facts = _completed(read_executorch(path, made.trace, made.left), request)
         _refuse_unchanged(facts, request, made)
         return assemble(
-            request, path, Format.EXECUTORCH, tools=_TOOLS, calibration=_calibration(request, made), facts=facts
+            request,
+            path,
+            Format.EXECUTORCH,
+            tools=_TOOLS,
+            calibration=_calibration(request, made),
+            facts=facts,
+            signatures=_compared(request, path, facts),
         )
+
+
+def _compared(request: ConversionRequest, path: Path, facts: FileFacts) -> tuple[Signature, ...]:
+    """The entry points, where there are several: each further one run against its own program."""
+    found = []
+    for entry in facts.signatures:
+        program = request.signatures.get(entry.name)
+        if program is None:  # `forward`, which the passport compares as a whole
+            found.append(entry)
+            continue
+        fidelity = measure_fidelity(
+            program,
+            probe_inputs(program),
+            executorch_run(path, request.threads, entry.name),
+            names=[spec.name for spec in entry.outputs],
+            source="random",
+            runtime=runtime_name(Format.EXECUTORCH),
+        )
+        found.append(entry.model_copy(update={"fidelity": fidelity}))
+    return tuple(found)
 
 
 def _state_problems(program: ExportedProgram) -> tuple[Problem, ...]:
@@ -79,27 +108,28 @@ def _state_problems(program: ExportedProgram) -> tuple[Problem, ...]:
     )
 
 
-def _completed(facts: FileFacts, request: ConversionRequest, path: Path) -> FileFacts:
+def _completed(facts: FileFacts, request: ConversionRequest) -> FileFacts:
     """The facts with what the file does not say: free axes, and a runtime that is known to load it."""
-    from edgekit.converters.calibration import input_specs
-
     changes: dict[str, object] = {}
     if not facts.minimum_runtime:
         changes["minimum_runtime"] = {"executorch": version("executorch")}
-    free = [spec.bounds for spec in input_specs(request.program)]
-    if any(free):
-        changes["inputs"] = tuple(
-            spec.model_copy(
-                update={"shape": tuple(f"n{axis}" if axis in bounds else n for axis, n in enumerate(spec.shape))}
-            )
-            for spec, bounds in zip(facts.inputs, free, strict=True)
-        )
+    inputs, outputs = free_extents(request.program)
+    if any(inputs):
+        changes["inputs"] = _with_free_axes(facts.inputs, inputs)
+        changes["outputs"] = _with_free_axes(facts.outputs, outputs)
         changes["warnings"] = (
             *facts.warnings,
-            f"memory is planned for the largest inputs: {facts.peak_activation_bytes} bytes of activations at most, "
+            f"memory is planned for the largest inputs: {facts.peak_activation_bytes} bytes of activations, "
             "whatever the size of an inference",
         )
     return facts.model_copy(update=changes)
+
+
+def _with_free_axes(specs: tuple[TensorSpec, ...], free: list[dict[int, str]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        spec.model_copy(update={"shape": tuple(names.get(axis, extent) for axis, extent in enumerate(spec.shape))})
+        for spec, names in zip(specs, free, strict=True)
+    )
 
 
 def _refuse_unchanged(facts: FileFacts, request: ConversionRequest, made: Made) -> None:

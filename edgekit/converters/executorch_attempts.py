@@ -7,21 +7,24 @@ partitioner had refused are suspected first, then those of one kind and one set 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import CalibrationFacts, Format, RuleAction, Scheme
+from edgekit.converters.calibration import input_specs
 from edgekit.converters.executorch_graphs import node_origins
 from edgekit.converters.executorch_lowering import lower
 from edgekit.converters.fidelity import probe_inputs
 from edgekit.converters.host_runtimes import load_runtime
 from edgekit.converters.node_rules import resolved_rules
 from edgekit.converters.passports.executorch import Trace
+from edgekit.converters.shapes import DynamicAxis, at_other_sizes
 from edgekit.errors import ConversionError, MissingDependencyError, Problem, UnsupportedError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.export import ExportedProgram
     from torch.fx import Node
 
@@ -31,6 +34,8 @@ __all__ = ["Made", "made_from"]
 
 _ATTEMPTS = 6
 """Each lowers the model again."""
+_UNBOUNDED = 1 << 20
+"""A free axis longer than this has no bound worth trying."""
 _INT16 = "XNNPACK has no 16-bit activations; the tflite backend has"
 _AT_RUN_TIME = "under this scheme the ranges of activations are found at run time"
 
@@ -88,14 +93,26 @@ def _as_it_is(programs: Mapping[str, ExportedProgram], path: Path, request: Conv
 
 
 def _failure(path: Path, request: ConversionRequest) -> str | None:
-    """Why the file does not run on the first sample; None where it does."""
+    """Why the file does not run on the first sample, at the least and the most of its free axes; None where it does."""
     samples = request.verification or request.calibration or probe_inputs(request.program, count=1)
     try:
         run = load_runtime(path, Format.EXECUTORCH, threads=request.threads)
-        run(samples[0])
+        for sample in (samples[0], *_at_the_ends(samples[0], request.program)):
+            run(sample)
     except Exception as e:  # noqa: BLE001 - executorch raises RuntimeError, ValueError, …; the caller raises it on
         return f"{type(e).__name__}: {str(e)[:300]}"
     return None
+
+
+def _at_the_ends(sample: Sequence[np.ndarray], program: ExportedProgram) -> tuple[tuple[np.ndarray, ...], ...]:
+    specs = enumerate(input_specs(program))
+    axes = [
+        DynamicAxis(input=index, axis=axis, minimum=low, maximum=high, name=f"{index}.{axis}")
+        for index, spec in specs
+        for axis, (low, high) in spec.bounds.items()
+        if 1 <= low < high < _UNBOUNDED
+    ]
+    return at_other_sizes(sample, axes)
 
 
 def _runtime_error(failure: str, trace: Trace) -> ConversionError:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
-__all__ = ["as_arguments", "exported_again", "node_origins", "ready", "with_plain_outputs"]
+__all__ = ["as_arguments", "exported_again", "free_extents", "node_origins", "ready", "with_plain_outputs"]
 
 _ROUNDS = 3
 """An op written with others may bring one that has to be written with others again."""
@@ -239,6 +239,27 @@ def exported_again(module: nn.Module | GraphModule, program: ExportedProgram) ->
     args, kwargs = program.example_inputs or ((), {})
     again = torch.export.export(module, args, kwargs, dynamic_shapes=_free_axes(program, args), strict=False)
     return again
+
+
+def free_extents(program: ExportedProgram) -> tuple[list[dict[int, str]], list[dict[int, str]]]:
+    """For each input and each output of the program, its free axes by name; an extent that depends on others is named
+    by its formula."""
+    given = set(program.graph_signature.user_inputs)
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in given]
+    names: dict[Any, str] = {}
+    for node in inputs:
+        for axis, extent in enumerate(node.meta["val"].shape):
+            if not isinstance(extent, int):
+                names.setdefault(extent.node.expr, "batch" if axis == 0 else f"n{len(names)}")
+
+    def free(node: Any) -> dict[int, str]:
+        shape = node.meta["val"].shape
+        return {axis: str(n.node.expr.subs(names)) for axis, n in enumerate(shape) if not isinstance(n, int)}
+
+    given_back = [
+        node for node in program.graph.output_node().args[0] if hasattr(getattr(node, "meta", {}).get("val"), "shape")
+    ]
+    return [free(node) for node in inputs], [free(node) for node in given_back]
 
 
 def _free_axes(program: ExportedProgram, args: Any) -> Any:

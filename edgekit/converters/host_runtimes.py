@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgekit.converters.tflite_micro.interpreter import MicroInterpreter
 
-__all__ = ["load_runtime", "micro_run", "runtime_name", "tflite_entry", "tflite_run"]
+__all__ = ["executorch_run", "load_runtime", "micro_run", "runtime_name", "tflite_entry", "tflite_run"]
 
 Run = Callable[[Sequence["np.ndarray"]], "list[np.ndarray]"]
 
@@ -118,17 +118,22 @@ def _dequantized(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
 
 
 def _load_executorch(path: Path, threads: int) -> Run:
+    return executorch_run(path, threads)
+
+
+def executorch_run(path: Path, threads: int, method: str = "forward") -> Run:
+    """One entry point of a `.pte`; its outputs that are no tensors are left out, as of the PyTorch program."""
     import torch
     from executorch.runtime import Runtime, Verification
 
     torch.set_num_threads(threads)
     # by path: given bytes, the runtime reads them without keeping them alive
     program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
-    method = program.load_method("forward")
+    loaded = program, program.load_method(method)
 
     def run(sample: Sequence[np.ndarray]) -> list[np.ndarray]:
-        outputs = method.execute([torch.from_numpy(array.copy()) for array in sample])
-        return [value.numpy().copy() for value in outputs]
+        outputs = loaded[1].execute([torch.from_numpy(array.copy()) for array in sample])
+        return [value.numpy().copy() for value in outputs if isinstance(value, torch.Tensor)]
 
     return run
 
