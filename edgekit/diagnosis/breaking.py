@@ -37,7 +37,7 @@ def first_break(layers: Sequence[LayerError], scheme: Scheme | None, output_db: 
             return layer.node, _reason(layer)
     known = [layer for layer in layers if layer.alone_sqnr_db is not None and layer.local_sqnr_db is not None]
     if not known:
-        return None, "every layer is exact"
+        return None, "every layer is exact" if output_db is None else "no layer breaks: the outputs are right"
     worst = min(known, key=lambda layer: layer.alone_sqnr_db or 0.0)
     told = f"the most costly is {worst.node}, whose error alone would leave {worst.alone_sqnr_db:.1f} dB"
     if output_db is None or output_db >= floor_of(scheme):

@@ -13,7 +13,7 @@ from edgekit.artifact import Artifact, Format, Scheme
 from edgekit.converters.base import QuantizationOptions
 from edgekit.converters.fidelity import compare, reference_outputs, worst_sqnr_db
 from edgekit.converters.host_runtimes import runtime_name
-from edgekit.diagnosis.breaking import first_break
+from edgekit.diagnosis.breaking import first_break, floor_of
 from edgekit.diagnosis.pieces import Pieces, op_name
 from edgekit.diagnosis.probing import Probe, probe_file
 from edgekit.diagnosis.replay import Replay
@@ -73,6 +73,7 @@ def examine(
     replay = Replay(subject.program)
     sums = {tap.node: _sums(tap, pieces, subject) for tap in probe.taps}
     expected = reference_outputs(subject.program, subject.samples)
+    effects = effects and _is_worth_it(artifact, expected, probe.outputs(len(subject.samples)))
     effect = _Effects(list(sums), expected) if effects else None
     for index, sample in enumerate(subject.samples):
         held = _with_inputs(probe.held(index), artifact, subject, sample)
@@ -92,6 +93,12 @@ def examine(
         program_nodes=tuple(subject.program.graph.nodes),
         effects=effects_found,
     )
+
+
+def _is_worth_it(artifact: Artifact, expected: list[list[np.ndarray]], found: list[list[np.ndarray]]) -> bool:
+    """Whether to ask what each layer does to the outputs: not of a float file whose outputs are right."""
+    scheme = artifact.passport.scheme
+    return scheme is None or not scheme.is_float or worst_sqnr_db(expected, found) < floor_of(scheme)
 
 
 def _probed(subject: Subject, artifact: Artifact, float_file: Artifact | None, batch: int | None) -> Probe:
@@ -147,7 +154,12 @@ class _Effects:
         self._without: dict[str, list[list[np.ndarray]]] = {name: [] for name in names}
 
     def add(self, replay: Replay, sample: Sequence[np.ndarray], own: Mapping[str, np.ndarray]) -> None:
+        everything = replay.replayed(sample, own)
         for name in self._names:
+            if not own[name].any():  # a view, a pooling of integers: nothing to replay
+                self._alone[name].append(self._expected[len(self._alone[name])])
+                self._without[name].append(everything)
+                continue
             self._alone[name].append(replay.replayed(sample, {name: own[name]}))
             rest = {other: error for other, error in own.items() if other != name}
             self._without[name].append(replay.replayed(sample, rest))

@@ -9,29 +9,49 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.artifact import Artifact, Fidelity, NodeRule, Scheme
+from edgekit.artifact import PASSPORT_NAME, Artifact, Fidelity, NodeRule, Scheme
 from edgekit.converters.base import QuantizationOptions
-from edgekit.converters.fidelity import compare, reference_outputs
+from edgekit.converters.fidelity import SQNR_FLOOR_DB, compare, reference_outputs
 from edgekit.converters.host_runtimes import runtime_name
 from edgekit.diagnosis.examination import quantization_of
 from edgekit.diagnosis.probing import run_file
-from edgekit.diagnosis.subject import Subject
-from edgekit.errors import UserError
+from edgekit.diagnosis.subject import Subject, lowest_sqnr
+from edgekit.errors import ArtifactError, UserError
 
 __all__ = ["fidelity_of", "float_file_of", "placed", "with_rules"]
 
 Samples = Sequence[tuple[np.ndarray, ...]]
-NO_FLOAT = "the {backend} backend writes no fp32 file to align layers with"
 
 
 def float_file_of(subject: Subject, artifact: Artifact, given: Sequence[Artifact]) -> Artifact:
-    """The fp32 artifact of the same backend: one of `given`, else made now. Raises ConversionError and its like."""
+    """The fp32 artifact of the same backend: one of `given`, the one converted beside it, else made now.
+
+    Raises ConversionError and its like.
+    """
     passport = artifact.passport
     backend = passport.backend or passport.format.value
-    for other in given:
+    for other in (*given, *_beside(subject, artifact, backend)):
         if other.passport.scheme is Scheme.FP32 and (other.passport.backend or other.passport.format.value) == backend:
             return other
     return _converted(subject, artifact, Scheme.FP32, QuantizationOptions(), (), backend)
+
+
+def _beside(subject: Subject, artifact: Artifact, backend: str) -> tuple[Artifact, ...]:
+    """What `edgekit convert` wrote as fp32 with the artifact, if that still is the model of the subject."""
+    folder = artifact.folder.parent / artifact.folder.name.replace(f".{artifact.passport.scheme}.", ".fp32.")
+    if not (folder / PASSPORT_NAME).is_file() or folder == artifact.folder:
+        return ()
+    try:
+        other = Artifact.open(folder)
+    except ArtifactError:
+        return ()
+    if (other.passport.backend or other.passport.format.value) != backend:
+        return ()
+    try:
+        measured = lowest_sqnr(fidelity_of(subject, other, subject.samples[:2], "evaluation"))
+    except ValueError:  # outputs of other shapes
+        return ()
+    return (other,) if measured is None or measured >= SQNR_FLOOR_DB[Scheme.FP32] else ()
 
 
 def with_rules(subject: Subject, artifact: Artifact, rules: Sequence[NodeRule]) -> Artifact:

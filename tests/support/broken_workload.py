@@ -29,7 +29,8 @@ class Broken(nn.Module):
         x = torch.relu(self.wide(x))
         x = torch.relu(self.reading(x))
         x = torch.relu(self.last(x))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def _patterns(count: int, seed: int) -> TensorDataset:
@@ -52,11 +53,11 @@ def _trained(outlier: float) -> Broken:
         part = torch.arange(64) + (step * 64) % 512
         loss = nn.functional.cross_entropy(model(images[part]), targets[part])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():  # the same function, its channel 0 far out of scale
         model.wide.weight[0] *= outlier
-        model.wide.bias[0] *= outlier
+        model.wide.bias[0] *= outlier  # type: ignore[index]
         model.reading.weight[:, 0] /= outlier
     return model.eval()
 

@@ -28,7 +28,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
         x = self.drop(x.relu_())
-        return self.head(x.mean((2, 3)))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
 
 
 @pytest.fixture(scope="module")
