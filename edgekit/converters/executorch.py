@@ -16,6 +16,7 @@ from edgekit.converters.base import Capability, ConversionRequest
 from edgekit.converters.capabilities import capabilities_of
 from edgekit.converters.executorch_attempts import Made, made_from
 from edgekit.converters.executorch_graphs import free_extents, ready
+from edgekit.converters.executorch_kernels import functional
 from edgekit.converters.fidelity import measure_fidelity, probe_inputs
 from edgekit.converters.host_runtimes import executorch_run, runtime_name
 from edgekit.converters.lowerings import find_problems
@@ -94,6 +95,7 @@ def _compared(request: ConversionRequest, path: Path, facts: FileFacts) -> tuple
 
 def _state_problems(program: ExportedProgram) -> tuple[Problem, ...]:
     """One Problem for each buffer the model writes to: the state would go on from one inference into the next."""
+    program = functional(ready(program))  # as exported, an in-place op hides what it writes to
     written = dict(program.graph_signature.buffers_to_mutate)
     nodes = {node.name: node for node in program.graph.nodes}
     return tuple(

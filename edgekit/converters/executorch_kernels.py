@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-__all__ = ["kernel_names", "nodes_without_kernel"]
+__all__ = ["functional", "kernel_names", "nodes_without_kernel"]
 
 _FOLDED = (
     "sym_size",
@@ -38,6 +38,12 @@ def kernel_names() -> frozenset[str]:
 
 
 @lru_cache(maxsize=4)
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The program in core ATen ops, none of which writes to what it is given: what it writes to a buffer is told."""
+    return program.run_decompositions()
+
+
+@lru_cache(maxsize=4)
 def nodes_without_kernel(program: ExportedProgram) -> tuple[Node, ...]:
     """The calls of the program, decomposed as executorch does it, that nothing can execute."""
     try:
@@ -46,8 +52,7 @@ def nodes_without_kernel(program: ExportedProgram) -> tuple[Node, ...]:
         raise MissingDependencyError("converting to ExecuTorch", extra="executorch", package="executorch") from e
     kernels = {name.partition(".")[0] for name in kernel_names()}
     delegated = {str(config.target_name).partition(".")[0] for config in ALL_PARTITIONER_CONFIGS}
-    lowered = program.run_decompositions()
-    return tuple(node for node in _calls(lowered) if not _has_kernel(node, kernels, delegated))
+    return tuple(node for node in _calls(functional(program)) if not _has_kernel(node, kernels, delegated))
 
 
 def _calls(program: ExportedProgram) -> Iterator[Node]:

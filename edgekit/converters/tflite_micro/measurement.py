@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.converters.tflite_micro.interpreter import BACKEND
-from edgekit.converters.tflite_micro.kernels import advice
+from edgekit.converters.tflite_micro.kernels import KERNELS, advice
 from edgekit.converters.tflite_micro.ops import OpFailure
 from edgekit.converters.tflite_micro.trial import TrialAnswer, TrialRequest
 from edgekit.converters.toolchain_process import run_program
@@ -59,10 +59,11 @@ def _tried(path: Path, sample: Sequence[np.ndarray]) -> TrialAnswer:
 
 def _problem(failure: OpFailure) -> Problem:
     said = f": {failure.said}" if failure.said else ""
+    lacking = "does not take these" if failure.op in KERNELS else "is not in TensorFlow Lite Micro"
     return Problem(
         backend=BACKEND,
-        message=f"{failure.op} version {failure.version} on {' '.join(failure.types)} (tensor '{failure.where}') "
-        f"has no kernel in TensorFlow Lite Micro{said}",
+        message=f"{failure.op} version {failure.version} on {' '.join(failure.types)} (tensor '{failure.where}'): "
+        f"the kernel {lacking}{said}",
         op=failure.op,
         available_in=("tflite",),
         hint=advice(failure.op),
