@@ -40,7 +40,8 @@ def kernel_names() -> frozenset[str]:
 @lru_cache(maxsize=4)
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program in core ATen ops, none of which writes to what it is given: what it writes to a buffer is told."""
-    return program.run_decompositions()
+    lowered: ExportedProgram = program.run_decompositions()
+    return lowered
 
 
 @lru_cache(maxsize=4)
