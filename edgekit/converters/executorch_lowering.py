@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Lowered", "lower"]
 
 _LOGGER = "executorch.backends.xnnpack"
+_WITH_WEIGHTS = ("convolution", "linear", "addmm", "aten.mm.")
 _XNNPACK_AXES = 6
 """XNN_MAX_TENSOR_DIMS."""
 
@@ -108,7 +109,10 @@ def _alone_if(deps: Callable[[Node, Any], list[Node]], floats: frozenset[str]) -
     """The partitioner's choice of what belongs to an op; a float op takes no quantize or dequantize into itself."""
 
     def chosen(node: Node, program: Any) -> list[Node]:
-        return [node] if "quantize" not in str(node.target) and node_origins(node) & floats else deps(node, program)
+        op = str(node.target)
+        if any(kind in op for kind in (*_WITH_WEIGHTS, "quantize")) or not node_origins(node) & floats:
+            return deps(node, program)  # float weights belong to their op; it takes in no quantize op with them
+        return [node]
 
     return chosen
 
