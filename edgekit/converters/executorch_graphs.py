@@ -153,7 +153,9 @@ def _with_constant_weights(program: ExportedProgram) -> ExportedProgram:
     def computed_weight(node: Node) -> Node | None:
         is_weighted = node.op == "call_function" and getattr(node.target, "overloadpacket", None) in weighted
         weight: Any = node.args[1] if is_weighted else None
-        return weight if weight is not None and weight.op == "call_function" else None
+        # a dequantize is how a trained graph holds an int8 weight: computed, it would be a float one
+        is_computed = weight is not None and weight.op == "call_function" and "dequantize" not in str(weight.target)
+        return weight if is_computed else None
 
     if not any(computed_weight(node) for node in program.graph.nodes) or program.example_inputs is None:
         return program

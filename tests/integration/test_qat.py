@@ -160,7 +160,7 @@ def test_a_trained_file_is_int8_and_says_where_its_ranges_are_from(
     """Everything computes in int8, the passport's calibration rule is `trained`; another scheme is refused."""
     found, _ = outcome
     passport = found.artifacts[0].passport
-    assert {op.dtype for op in passport.ops} == {"int8", "mixed"}
+    assert {op.dtype for op in passport.ops} == {"int8", "mixed"}, (passport.ops, passport.unquantized_ops)
     assert passport.unquantized_ops == ()
     assert passport.calibration is not None
     assert (passport.calibration.rule, passport.calibration.samples) == ("trained", 0)
