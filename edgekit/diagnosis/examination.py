@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.artifact import Artifact, Format, Scheme
+from edgekit.artifact import Artifact, Format
 from edgekit.converters.base import QuantizationOptions
 from edgekit.converters.fidelity import compare, reference_outputs, worst_sqnr_db
 from edgekit.converters.host_runtimes import runtime_name
@@ -41,6 +41,17 @@ class Examination:
     program_nodes: Sequence[Node]
     effects: Mapping[str, tuple[float, float]]
     """Layer to (SQNR of the worst output were its error the only one, were it the only one missing), dB."""
+
+    def nodes_of(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """The nodes of these layers that a rule can be for: they compute floats. An input of the model has none."""
+        known = {node.name for node in self.program_nodes if node.op == "call_function" and _is_float(node)}
+        names = [name for layer in layers for name in self.pieces[layer].nodes]
+        return tuple(name for name in dict.fromkeys(names) if name in known)
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return bool(getattr(value, "is_floating_point", lambda: False)())
 
 
 def quantization_of(artifact: Artifact) -> QuantizationOptions:
@@ -239,17 +250,16 @@ def _diagnosis(
         layers=layers,
         first_break=broken,
         reason=reason,
-        notes=_notes(passport.scheme, probe),
+        notes=_notes(probe),
     )
 
 
-def _notes(scheme: Scheme | None, probe: Probe) -> tuple[str, ...]:
+def _notes(probe: Probe) -> tuple[str, ...]:
     answer = probe.answer
     if answer.is_same:
         return ()
-    # a float runtime that keeps one more value may add in another order
-    if answer.largest_change < 1e-5 and (scheme is None or scheme.is_float):
-        return (f"with its layers looked at, the file's outputs differ by {answer.largest_change:.1e} of their range",)
+    if answer.largest_change < 1e-5:  # float sums in another order, where one more value is kept
+        return ()
     return (
         f"with its layers looked at, the file's outputs differ by {answer.largest_change:.2g} of their range, so that "
         "a layer may differ from what it is without",

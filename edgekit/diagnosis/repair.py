@@ -165,7 +165,7 @@ def _attempt(
 def _candidates(examination: Examination, culprit: str) -> Iterator[tuple[str, tuple[NodeRule, ...]]]:
     """(what, rules) in order of cost."""
     near = [culprit, *examination.pieces.readers(culprit)]
-    own, around = _nodes(examination, [culprit]), _nodes(examination, near)
+    own, around = examination.nodes_of([culprit]), examination.nodes_of(near)
     # one op of a piece is enough to name its result; some backends refuse the others, which are part of it
     main, mains = (tuple(examination.pieces[one].main for one in layers) for layers in ([culprit], near))
     if own:
@@ -177,13 +177,6 @@ def _candidates(examination: Examination, culprit: str) -> Iterator[tuple[str, t
     if own:
         yield f"{culprit} in float", _rules(own, RuleAction.FLOAT)
     yield f"{culprit} and what reads it in float", _rules(around, RuleAction.FLOAT)
-
-
-def _nodes(examination: Examination, layers: Sequence[str]) -> tuple[str, ...]:
-    """The computing nodes of these layers, in order; an input of the model has none."""
-    known = {node.name for node in examination.program_nodes if node.op == "call_function"}
-    names = [name for layer in layers for name in examination.pieces[layer].nodes]
-    return tuple(name for name in dict.fromkeys(names) if name in known)
 
 
 def _rules(nodes: Sequence[str], action: RuleAction) -> tuple[NodeRule, ...]:

@@ -80,9 +80,8 @@ class _Search:
         return with_rules(self.subject, self.examination.artifact, self.rules(layers))
 
     def rules(self, layers: Sequence[str]) -> tuple[NodeRule, ...]:
-        calls = {node.name for node in self.examination.program_nodes if node.op == "call_function"}
-        nodes = [name for layer in layers for name in self.examination.pieces[layer].nodes if name in calls]
-        return tuple(NodeRule(node=name, action=RuleAction.FLOAT) for name in dict.fromkeys(nodes))
+        nodes = self.examination.nodes_of(layers)
+        return tuple(NodeRule(node=name, action=RuleAction.FLOAT) for name in nodes)
 
     def _cost(self, layers: Sequence[str]) -> tuple[int, int, int]:
         pieces = [self.examination.pieces[layer] for layer in layers]

@@ -63,7 +63,7 @@ def _cells(layer: Layer, error: LayerError) -> tuple[str, ...]:
     place = layer.module or layer.source or ""
     return (
         f"{error.node}" + (f" ({place})" if place else ""),
-        " + ".join(error.piece),
+        _piece(error.piece),
         error.dtype,
         decibels(error.sqnr_db, exact=error.exact),
         decibels(error.local_sqnr_db, exact=True),
@@ -76,6 +76,11 @@ def _cells(layer: Layer, error: LayerError) -> tuple[str, ...]:
         decibels(error.alone_sqnr_db),
         decibels(error.without_sqnr_db),
     )
+
+
+def _piece(nodes: Sequence[str]) -> str:
+    """The nodes, of many the last four: what makes a mask may be a dozen."""
+    return " + ".join(nodes if len(nodes) <= 5 else ("…", *nodes[-4:]))
 
 
 def _device(error: LayerError) -> str:
