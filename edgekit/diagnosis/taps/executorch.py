@@ -77,8 +77,8 @@ def taps_of(program: ExportedProgram, source: ExportedProgram) -> tuple[dict[str
         behind = next(
             (user for user in node.users if _op(user) == "quantize_per_tensor" and user.args[0] is node), None
         )
-        if behind is not None:
-            dtype, params = _parameters(behind)
+        dtype, params = _parameters(behind) if behind is not None else ("float32", None)
+        if behind is not None and params is not None:
             wanted[origin] = behind.name
             taps.append(TapOutput(position=-1, name=origin, dtype=dtype, quantization=params))
         elif node.op == "call_function" and not _is_fused(node):
