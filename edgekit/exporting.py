@@ -124,7 +124,7 @@ def check_inputs(model: object, example_inputs: object, name: str) -> tuple[torc
                 f"{name}: example input {index} is a {type(value).__name__}, not a tensor",
                 hint="wrap numbers and arrays with torch.as_tensor; make settings attributes of the module",
             )
-    return tuple(value.detach() for value in example_inputs)
+    return tuple(value.detach().contiguous() for value in example_inputs)  # samples are arrays in plain order
 
 
 @contextmanager

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import ConversionError
+from edgekit.resident import Resident
 
 __all__ = [
+    "INSTALLER_VARIABLES",
     "Child",
     "ChildExit",
     "child_environment",
@@ -36,7 +38,6 @@ STDERR_NAME = "stderr.txt"
 TAIL_LINES = 40
 MAX_TAIL_BYTES = 64 * 1024
 POLL_SECONDS = 0.05
-RESIDENT_SECONDS = 0.25
 TERMINATION_GRACE_SECONDS = 0.5
 """Between SIGTERM and SIGKILL; a cancelled child is gone well within two seconds."""
 
@@ -47,11 +48,13 @@ _PASSED = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TEMP", "TMP"),
     *("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
     *("XDG_CACHE_HOME", "EDGEKIT_CACHE", "SYSTEMROOT"),
-    # pip's, for the backend that installs an environment of its own
+)
+INSTALLER_VARIABLES = (
     *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONFIG_FILE", "PIP_CACHE_DIR"),
     *("PIP_CERT", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
 )
+"""What pip needs where a child installs an environment of its own. May hold a password: no other child gets them."""
 _THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -79,9 +82,9 @@ class ChildExit:
         return -self.returncode if self.returncode < 0 else None
 
 
-def child_environment(*, threads: int = 1, memory_bytes: int | None = None) -> dict[str, str]:
+def child_environment(*, threads: int = 1, memory_bytes: int | None = None, also: Sequence[str] = ()) -> dict[str, str]:
     """The environment of a child: an allow-list of ours, thread pools limited, no telemetry, no colours."""
-    environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    environment = {name: os.environ[name] for name in (*_PASSED, *also) if name in os.environ}
     environment.update({name: str(threads) for name in _THREADS})
     environment.update(
         PYTHONUNBUFFERED="1",
@@ -125,7 +128,16 @@ class Child:
     The thread that makes it must live as long as it does: on Linux the child is killed when that thread ends.
     """
 
-    def __init__(self, module: str, folder: Path, *, threads: int = 1, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        folder: Path,
+        *,
+        threads: int = 1,
+        memory_bytes: int | None = None,
+        also: Sequence[str] = (),
+    ) -> None:
+        """`also` names variables of this process's environment that it gets besides the usual ones."""
         self._folder = folder
         with (folder / STDOUT_NAME).open("wb") as out, (folder / STDERR_NAME).open("wb") as err:
             self._process = subprocess.Popen(
@@ -134,7 +146,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env=child_environment(threads=threads, memory_bytes=memory_bytes),
+                env=child_environment(threads=threads, memory_bytes=memory_bytes, also=also),
                 start_new_session=True,
             )
 
@@ -154,7 +166,7 @@ class Child:
         """How it ended; see `run_child`. The time limit counts from this call."""
         started = time.monotonic()
         timed_out = out_of_memory = False
-        resident = _Resident(self._process.pid, resident_bytes)
+        resident = Resident(self._process.pid, resident_bytes)
         try:
             while (ended := _reap(self._process)) is None:
                 timed_out = time.monotonic() - started > timeout_seconds
@@ -201,42 +213,6 @@ def run_child(
     return child.wait(
         timeout_seconds=timeout_seconds, resident_bytes=resident_bytes, cancelled=cancelled, on_poll=on_poll
     )
-
-
-class _Resident:
-    """What a child and the children of its own hold in memory, looked at now and then."""
-
-    def __init__(self, pid: int, limit: int | None) -> None:
-        self.most_bytes = 0
-        self._pid = pid
-        self._limit = limit
-        self._next = 0.0
-
-    def is_over(self) -> bool:
-        """Whether they hold more than they may."""
-        now = time.monotonic()
-        if self._limit is None or now < self._next:
-            return False
-        self._next = now + RESIDENT_SECONDS
-        self.most_bytes = max(self.most_bytes, _resident_bytes(self._pid))
-        return self.most_bytes > self._limit
-
-
-def _resident_bytes(pid: int) -> int:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    total = 0
-    for member in family:
-        try:
-            total += member.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total
 
 
 def _reap(process: subprocess.Popen[bytes], *, block: bool = False) -> tuple[int, int] | None:

@@ -42,6 +42,8 @@ UNTIMED = ("tflite-micro", "onnx-tf")
 CALIBRATION, VERIFICATION, SEEDS = 32, 32, (1, 2)
 TIMEOUT_SECONDS = 900
 SLOWER = 1.05
+INTERNAL = ("NameError:", "UnboundLocalError:", "ModuleNotFoundError:", "missing 1 required")
+"""Errors in edgekit's own code, whatever they are wrapped in."""
 Cell = dict[str, Any]
 
 
@@ -125,6 +127,8 @@ def refused_cell(error: EdgekitError) -> Cell:
     """The kind of error and its message; a ConversionError is a toolchain's failure, not edgekit's refusal."""
     problems = getattr(error, "problems", ())
     reason = "; ".join(str(problem) for problem in problems) or str(error)
+    if any(name in reason for name in INTERNAL):
+        return {"kind": "bug", "reason": reason}
     return {"kind": "refused", "code": type(error).__name__, "reason": reason, "hint": error.hint}
 
 

@@ -20,6 +20,7 @@ DEVICE_FILES = (
 """What uses this host or the board as a device: a device serves one job at a time, so all of it runs in one worker."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n`: the tests of a file stay together (they share conversions), those of the devices in one worker."""
     for item in items:

@@ -136,14 +136,23 @@ def _draft(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgra
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch prints and logs about each refusal; it is told as a Problem."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    """Without what torch prints and logs about each refusal; it is told as a Problem.
+
+    Its loggers stay on: the draft mode reads its own trace through one of them.
+    """
+    handlers = [*logging.getLogger("torch").handlers, *logging.root.handlers]
+    for handler in handlers:
+        handler.addFilter(_is_not_torchs)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.disable(disabled)
+        for handler in handlers:
+            handler.removeFilter(_is_not_torchs)
+
+
+def _is_not_torchs(record: logging.LogRecord) -> bool:
+    return not record.name.startswith("torch")
 
 
 def _refusal(failure: Any, files: dict[int, str]) -> Problem:

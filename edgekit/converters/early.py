@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from edgekit.isolation import Child
+from edgekit.isolation import INSTALLER_VARIABLES, Child
 
 __all__ = ["TARGET_NAME", "EarlyChild", "EarlyChildren", "shared_folder"]
 
 TARGET_NAME = "target.txt"
 """In a work folder: the converter whose toolchain the child imports before it waits for its request."""
+INSTALLING = ("onnx-tf",)
+"""Converters whose child makes an environment of its own, and so needs pip's variables."""
 
 
 @contextmanager
@@ -38,7 +40,8 @@ class EarlyChild:
     def __init__(self, target: str, output_dir: Path, threads: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f".convert-{os.getpid()}-", dir=output_dir))
         (self.folder / TARGET_NAME).write_text(target)
-        self.process = Child("edgekit.converters.worker", self.folder, threads=threads)
+        also = INSTALLER_VARIABLES if target in INSTALLING else ()
+        self.process = Child("edgekit.converters.worker", self.folder, threads=threads, also=also)
 
     def close(self) -> None:
         """End the child if it still runs, and remove its folder."""

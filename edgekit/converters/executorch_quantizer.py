@@ -76,6 +76,10 @@ class ActivationObserver(MinMaxObserver):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "eps": LEAST_SCALE})
         self.seen: RangeObserver | None = None
+        self.half: RangeObserver | None = None
+        """Of the samples that ranges are not judged by."""
+        self.is_judged = False
+        """Whether the sample at hand is one that ranges are judged by."""
         self.is_finite = True
         self.masks = False
         """Whether a few values were so far from all others that 8 bits over that range leave nothing of the rest."""
@@ -100,6 +104,8 @@ class ActivationObserver(MinMaxObserver):  # type: ignore[misc]
             self.masks = most >= _MASK and inner.numel() > 0 and float(inner.max()) < most / 50
         if self.seen is not None and self.is_finite:
             self.seen.update(values.numpy())
+            if self.half is not None and not self.is_judged:
+                self.half.update(values.numpy())
 
     def set_range(self, value_range: Range) -> None:
         """Quantize with this range from now on."""

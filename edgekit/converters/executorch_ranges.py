@@ -25,7 +25,7 @@ from edgekit.converters.executorch_quantizer import (
 )
 from edgekit.converters.executorch_scales import corrected_biases, fit_weight_scales, unfit_scales
 from edgekit.converters.fidelity import worst_sqnr_db
-from edgekit.converters.ranges import Range, RangeObserver, choose_ranges
+from edgekit.converters.ranges import Range, RangeObserver, choose_ranges, is_split, judging_samples
 from edgekit.errors import ConversionError, Problem, UnsupportedError, UserError
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class _Session:
         self._observers = {n: m for n, m in modules.items() if isinstance(m, ActivationObserver)}
         self._weights = {n: m for n, m in modules.items() if isinstance(m, PerChannelWeightObserver)}
         self._fixed = self._fixed_rules()
+        self._judges = judging_samples(len(request.calibration), SCORED)
         self._expected: list[list[np.ndarray]] = []
         self.facts: CalibrationFacts | None = None
 
@@ -168,9 +169,12 @@ class _Session:
             for name, observer in self._observers.items():
                 if self._options.ranges is not RangeRule.MINMAX or name in self._fixed:
                     observer.seen = RangeObserver()
+                    observer.half = RangeObserver() if is_split(len(self._request.calibration)) else None
         for index, sample in enumerate(self._request.calibration):
+            for observer in self._observers.values():
+                observer.is_judged = index % 2 == 1
             flat = self._run(sample)
-            if index < SCORED:
+            if index in self._judges:
                 self._expected.append(flat)
         return {name: why for name, why in self._unfit_values().items() if name not in self.left}
 
@@ -204,6 +208,7 @@ class _Session:
                 bits=8,
                 percentile=options.percentile,
                 fixed=self._fixed,
+                halves={name: observer.half for name, observer in self._observers.items() if observer.half is not None},
             )
             ranges, compared, per_tensor = choice.ranges, choice.compared, choice.per_tensor
         self._set(ranges)
@@ -222,6 +227,9 @@ class _Session:
         for name, observer in self._observers.items():
             observer.set_range(ranges[name])
 
+    def _judging(self) -> list[tuple[np.ndarray, ...]]:
+        return [self._request.calibration[index] for index in self._judges]
+
     def _try(self, is_trying: bool) -> None:
         for observer in self._observers.values():
             observer.is_trying = is_trying
@@ -232,7 +240,7 @@ class _Session:
         self._set(ranges)
         self._try(True)
         try:
-            found = [self._run(sample) for sample in self._request.calibration[:SCORED]]
+            found = [self._run(sample) for sample in self._judging()]
         finally:
             self._try(False)
         return worst_sqnr_db(self._expected, found)

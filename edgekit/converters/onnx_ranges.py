@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.converters.ranges import RangeObserver
+from edgekit.converters.ranges import RangeObserver, is_split, judging_samples
 
 __all__ = ["Observed", "mean_errors", "observe", "open_session", "run_samples"]
 
 Samples = Sequence[Sequence[np.ndarray]]
 
-LEAST_TO_SPLIT = 8
 _MASK = 1e4
 """Attention masks are written as -1e4, -1e9 or the least float; activations of a sound model are smaller."""
 
@@ -29,7 +28,7 @@ class Observed:
     """Of every second sample: ranges found on these can be judged on the others. Empty where none are to be judged."""
     unfit: dict[str, str] = field(default_factory=dict)
     """Values no 8 bits can hold, and why: they are not finite, or hold a mask's constant beside ordinary numbers."""
-    judges: list[int] = field(default_factory=list)
+    judges: tuple[int, ...] = ()
     """The samples to judge ranges by."""
     outputs: list[list[np.ndarray]] = field(default_factory=list)
     """The model's outputs on them."""
@@ -69,11 +68,11 @@ def observe(
     wanted = sorted(set(names) - {value.name for value in model.graph.input} - set(outputs))
     session = open_session(_with_outputs(model, wanted), threads)
     inputs = [value.name for value in session.get_inputs()]
-    is_split = judges > 0 and len(samples) >= LEAST_TO_SPLIT
+    splits = judges > 0 and is_split(len(samples))
     found = Observed(
         observers={name: RangeObserver() for name in names},
-        halves={name: RangeObserver() for name in names} if is_split else {},
-        judges=list(range(1, len(samples), 2) if is_split else range(len(samples)))[:judges],
+        halves={name: RangeObserver() for name in names} if splits else {},
+        judges=judging_samples(len(samples), judges),
     )
     masks = {name: _MaskFinder() for name in names}
     for index, sample in enumerate(samples):
@@ -84,7 +83,7 @@ def observe(
         for name in names:
             array = np.asarray(values.get(name, feeds.get(name)))
             _take_in(found, masks[name], name, array, extremes_only)
-            if is_split and index % 2 == 0 and name not in found.unfit:
+            if splits and index % 2 == 0 and name not in found.unfit:
                 found.halves[name].update(array)
     found.unfit.update({name: mask.reason for name, mask in masks.items() if mask.reason and name not in found.unfit})
     return found

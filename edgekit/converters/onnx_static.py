@@ -29,9 +29,6 @@ __all__ = ["StaticModel", "quantized_statically"]
 
 SCORED = 32
 """Calibration samples every set of ranges is judged by."""
-LEAST_GAIN_DB = 0.5
-"""What a rule that clips values must win over exact min/max: less did not hold on other inputs (measured: three U-Nets
-lost 1 to 2 dB on held-out inputs to rules that had won 0.1 to 0.4 dB on calibration ones)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -234,20 +231,17 @@ class _Quantization:
             session = open_session(self.graph.model, self.request.threads)
             return worst_sqnr_db(seen.outputs, run_samples(session, samples))
 
-        options: dict[str, Any] = {
-            "bits": 16 if self.is_wide else 8,
-            "symmetric": self.is_wide,
-            "percentile": self.options.percentile,
-        }
-        found = seen.halves or seen.observers
         rule = self.options.ranges
         if self.learned is not None and rule is RangeRule.AUTO:
             rule = RangeRule.MINMAX
-        observers = {name: found[name] for name in writer.quantized if name not in known}
-        choice = choose_ranges(observers, score, rule=rule, fixed=fixed, **options)
-        rules = choice.rules
-        if choice.compared and max(choice.compared.values()) < choice.compared[RangeRule.MINMAX.value] + LEAST_GAIN_DB:
-            rules = {name: fixed.get(name, RangeRule.MINMAX) for name in rules}
-        # the rules were chosen on one half of the samples by the other; the ranges are of all of them
-        ranges = {name: seen.observers[name].range_of(rule, **options) for name, rule in rules.items()}
-        return RangeChoice(ranges=ranges, rules=rules, compared=choice.compared)
+        names = [name for name in writer.quantized if name not in known]
+        return choose_ranges(
+            {name: seen.observers[name] for name in names},
+            score,
+            rule=rule,
+            bits=16 if self.is_wide else 8,
+            symmetric=self.is_wide,
+            percentile=self.options.percentile,
+            fixed=fixed,
+            halves={name: seen.halves[name] for name in names if name in seen.halves},
+        )

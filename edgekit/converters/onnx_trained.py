@@ -54,7 +54,7 @@ def qat_quantizer() -> Any:
 
 def without_training(request: ConversionRequest) -> TrainedProgram:
     """The float program of a trained one. Raises UnsupportedError for a program without trained ranges."""
-    from edgekit.converters.tflite_trained import without_quantization
+    from edgekit.converters.trained_graph import without_quantization
 
     if request.scheme is not Scheme.STATIC_W8A8:
         raise _refused(f"a graph trained with 8-bit ranges becomes a static_w8a8 file, not {request.scheme}")

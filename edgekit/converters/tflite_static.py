@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import CalibrationFacts, RangeRule, RuleAction, Scheme
 from edgekit.converters.fidelity import worst_sqnr_db
-from edgekit.converters.ranges import Range, choose_ranges
+from edgekit.converters.ranges import Range, choose_ranges, judging_samples
 from edgekit.converters.tflite_bias import with_shifted_biases
 from edgekit.converters.tflite_flatbuffer import nodes_of, op_name, read_model, text
 from edgekit.converters.tflite_quantizer import Recipe, quantized
@@ -91,6 +91,7 @@ class StaticSearch:
             symmetric=self._bits == 16,
             percentile=options.percentile,
             fixed=fixed,
+            halves={name: observer for name, observer in self._seen.halves.items() if name in free},
         )
         ranges = {
             name: (low * HEADROOM, high * HEADROOM) if wide and name not in fixed else (low, high)
@@ -118,7 +119,7 @@ class StaticSearch:
         return Static(content=content, facts=facts, notes=notes, reasons=dict(self._reasons))
 
     def _score(self, ranges: Mapping[str, Range]) -> float:
-        scored = list(self._samples[:MAX_SCORED])
+        scored = [self._samples[index] for index in judging_samples(len(self._samples), MAX_SCORED)]
         if not self._expected:
             self._expected = answers(self._content, scored, self._threads)
         return worst_sqnr_db(self._expected, answers(self._built(ranges), scored, self._threads))

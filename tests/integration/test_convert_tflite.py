@@ -278,7 +278,8 @@ def test_a_trained_graph_keeps_its_very_integers(tmp_path: Path) -> None:
     pte = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
     from torchao.quantization.pt2e import move_exported_model_to_eval
 
-    from edgekit.converters.tflite_trained import qat_quantizer, without_quantization
+    from edgekit.converters.tflite_trained import qat_quantizer
+    from edgekit.converters.trained_graph import without_quantization
 
     torch.manual_seed(0)
     x = torch.randn(2, 3, 12, 12)

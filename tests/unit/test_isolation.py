@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.isolation import ChildExit, child_environment, failure_of, run_child
+from edgekit.isolation import INSTALLER_VARIABLES, ChildExit, child_environment, failure_of, run_child
 
 LIMIT_SECONDS = 60
 
@@ -191,12 +191,14 @@ def test_a_child_dies_with_its_parent(child, tmp_path: Path) -> None:
 def test_secrets_do_not_reach_a_child_and_threads_are_limited(child, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment is an allow-list: a token of the parent is not in it, thread pools are bounded."""
     monkeypatch.setenv("WANDB_API_KEY", "canary")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:canary@index")
     module, work = child(
         "import json, os, pathlib, sys; (pathlib.Path(sys.argv[1]) / 'env').write_text(json.dumps(dict(os.environ)))"
     )
     run_child(module, work, timeout_seconds=LIMIT_SECONDS, threads=1)
     seen = json.loads((work / "env").read_text())
-    assert "canary" not in seen.values()
+    assert not any("canary" in value for value in seen.values())
+    assert "canary" in child_environment(also=INSTALLER_VARIABLES)["PIP_INDEX_URL"]  # for one that installs
     assert seen["OMP_NUM_THREADS"] == "1"
     assert child_environment(threads=3)["OMP_NUM_THREADS"] == "3"
     assert seen["PATH"] == os.environ["PATH"]
