@@ -29,7 +29,7 @@ demo: $(INSTALLED)  ## the main job on real data, ending with a report
 
 test: $(INSTALLED)  ## every test this machine can run
 	@bash scripts/install_system_packages.sh --test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
 
 check: lint type test  ## what a change must pass
 

@@ -60,6 +60,7 @@ def dependency_graph(module: nn.Module, example_inputs: Sequence[Tensor]) -> Any
     try:
         return tp.DependencyGraph().build_dependency(module, example_inputs=tuple(example_inputs), verbose=False)
     except Exception as e:
+        _raise_interrupt(e)
         raise refusal(
             f"the model cannot be traced ({type(e).__name__}: {e})",
             hint="its forward must run on example_inputs and be differentiable; else leave the prune step out",
@@ -67,6 +68,15 @@ def dependency_graph(module: nn.Module, example_inputs: Sequence[Tensor]) -> Any
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _raise_interrupt(error: BaseException) -> None:
+    """Raise the Ctrl-C that came while the model ran: torch-pruning catches it, and calls the model in another way."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        link = link.__context__
 
 
 def pruning_blocks(module: nn.Module, graph: Any, options: PruneOptions, *, keep: frozenset[str]) -> list[Block]:

@@ -192,6 +192,24 @@ def test_excluded_modules_keep_their_channels() -> None:
         prune(student_of("plain"), IMAGE, PruneOptions(exclude=("2.00",)), seed=0)
 
 
+def test_ctrl_c_while_the_model_is_traced_is_ctrl_c() -> None:
+    """torch-pruning catches everything around the first call of the model and calls it in another way: an interrupt
+    there is no fault of the model."""
+
+    interrupted: list[bool] = []
+
+    class Interrupted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled() and not interrupted:  # the tracing run, not the one that counts
+                interrupted.append(True)
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    model = nn.Sequential(Interrupted(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(KeyboardInterrupt):
+        prune(Student(module=model), (torch.zeros(1, 4),), PruneOptions(macs_ratio=0.5), seed=0)
+
+
 def test_a_ratio_out_of_reach_is_an_error_that_names_the_nearest() -> None:
     """Pruning never returns something far from what was asked."""
     with pytest.raises(UserError, match=r"to 1% of the MACs cannot be done.*the nearest is \d+%"):
