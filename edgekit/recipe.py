@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
+from edgekit.compress.options import DistillOptions, PruneOptions, TrainOptions
 from edgekit.converters.registry import CONVERTERS
 from edgekit.errors import RecipeError
 from edgekit.schema import Record, near_miss, validation_problems
@@ -42,47 +43,12 @@ __all__ = [
     "load_recipe",
 ]
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
-class TrainOptions(Record):
-    """Supervised training: AdamW with a one-cycle learning rate (Smith and Topin 2018)."""
-
-    epochs: Annotated[int, Field(ge=1)] = 3
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """torch's intra-op threads; None leaves torch's own choice."""
-
-
-class PruneOptions(Record):
-    """Structured channel pruning by dependency groups (Fang et al. 2023, DepGraph)."""
-
-    importance: Literal["l1", "l2", "bn_scale"] = "l2"
-    macs_ratio: Fraction = 0.5
-    """MACs to keep, of those before pruning."""
-    exclude: tuple[str, ...] = ()
-    """Module names that keep all their channels; the output layer always does."""
-    round_to: Annotated[int, Field(ge=1)] = 8
-    """Channel counts are multiples of this, which is what the int8 kernels like."""
-
-
-class DistillOptions(TrainOptions):
-    """Fine-tuning towards the teacher's responses (Hinton et al. 2015, eq. 1 and section 2).
-
-    loss = weight · T² · KL(softmax(teacher/T) ‖ softmax(student/T)) + (1 − weight) · cross-entropy
-    """
-
-    epochs: Annotated[int, Field(ge=1)] = 2
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.7
-
-
 class Step(Record):
-    """One compression step: exactly one of its keys."""
+    """One compression step: exactly one method, with its options; a new method is a field here and an entry in
+    `compress.steps.METHODS`."""
 
     prune: PruneOptions | None = None
     distill: DistillOptions | None = None
@@ -90,17 +56,23 @@ class Step(Record):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if len(self.model_fields_set) != 1 or self.options is None:
-            raise ValueError("a step is one of 'prune', 'distill', 'finetune', with its options ({} for the defaults)")
+        if sum(getattr(self, name) is not None for name in self.methods()) != 1 or len(self.model_fields_set) != 1:
+            known = ", ".join(f"'{name}'" for name in self.methods())
+            raise ValueError(f"a step is one of {known}, with its options ({{}} for the defaults)")
         return self
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Every method there is, by its key."""
+        return tuple(cls.model_fields)
 
     @property
     def kind(self) -> str:
-        return next(iter(self.model_fields_set))
+        return next(name for name in self.methods() if getattr(self, name) is not None)
 
     @property
-    def options(self) -> PruneOptions | DistillOptions | TrainOptions | None:
-        value: PruneOptions | DistillOptions | TrainOptions | None = getattr(self, self.kind)
+    def options(self) -> Record:
+        value: Record = getattr(self, self.kind)
         return value
 
 

@@ -19,7 +19,7 @@ from edgekit.compress.student import PruningEdit
 from edgekit.errors import MissingDependencyError, Problem, UnsupportedError
 
 if TYPE_CHECKING:
-    from edgekit.recipe import PruneOptions
+    from edgekit.compress.options import PruneOptions
 
 __all__ = ["Block", "apply_edits", "dependency_graph", "edits_for", "pruning_blocks", "refusal"]
 

@@ -23,14 +23,23 @@ from edgekit.errors import RecipeError, UserError
 from edgekit.schema import near_miss
 
 if TYPE_CHECKING:
-    from edgekit.recipe import PruneOptions
+    from edgekit.compress.options import PruneOptions
+    from edgekit.compress.steps import StepContext, StepResult
 
-__all__ = ["prune", "restore"]
+__all__ = ["prune", "restore", "run"]
 
 logger = getLogger(__name__)
 
 UNREACHABLE = 0.25
 """A result further than this from the asked ratio (relative) is an error, not a result."""
+
+
+def run(student: Student, options: PruneOptions, context: StepContext) -> StepResult:
+    """The recipe's `prune` step."""
+    from edgekit.compress.steps import StepResult
+
+    pruned = prune(student, context.workload.example_inputs, options, seed=context.seed)
+    return StepResult(student=pruned, summary="{removed}")
 
 
 def prune(student: Student, example_inputs: Sequence[Tensor], options: PruneOptions, *, seed: int) -> Student:

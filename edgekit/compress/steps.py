@@ -1,33 +1,60 @@
-"""The compression steps of a recipe: how each turns a student into the next, and what it did to it."""
+"""The compression steps of a recipe: each turns a student into the next, and says what it did to it.
+
+A method is a function of (student, its options, `StepContext`) that gives the next student and a sentence. This module
+finds it (`METHODS`), measures before and after, and writes the lineage; it knows nothing of any method.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Effect, LineageStep
 from edgekit.compress.effects import TeacherReference, measure_effect
-from edgekit.compress.prune import prune
 from edgekit.compress.student import Student
-from edgekit.distill.response import response_distillation
-from edgekit.recipe import DistillOptions, PruneOptions, TrainOptions
-from edgekit.training.fitting import TrainProgress, fit
-from edgekit.training.objective import CrossEntropy, Objective
-from edgekit.training.teacher import training_data
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgekit.recipe import Step
+    from edgekit.training.fitting import TrainProgress
     from edgekit.workload import Workload
 
-__all__ = ["first_student", "run_step"]
+__all__ = ["METHODS", "StepContext", "StepResult", "first_student", "run_step"]
 
-OnProgress = Callable[[TrainProgress], None] | None
+METHODS = {
+    "prune": "edgekit.compress.prune:run",
+    "distill": "edgekit.distill.response:run",
+    "finetune": "edgekit.compress.finetune:run",
+}
+"""A step's key in a recipe to its function."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepContext:
+    """What a method may use besides the student and its own options."""
+
+    teacher: TeacherReference
+    workload: Workload
+    seed: int
+    work_dir: Path
+    """Survives a kill: what an interrupted step resumes from."""
+    on_progress: Callable[[TrainProgress], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a method made of the student."""
+
+    student: Student
+    summary: str
+    """What was done, for the lineage: `distilled for 2 epochs at T=4`. `{removed}` becomes the share of MACs and of
+    parameters that went; the change of accuracy is added."""
 
 
 def first_student(teacher: nn.Module) -> Student:
@@ -43,7 +70,7 @@ def run_step(
     *,
     seed: int,
     work_dir: Path,
-    on_progress: OnProgress = None,
+    on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> Student:
     """The next student, with one more LineageStep that says what the step did to size, cost and accuracy.
 
@@ -52,68 +79,37 @@ def run_step(
     reference = teacher if isinstance(teacher, TeacherReference) else TeacherReference(teacher, workload)
     began = time.monotonic()
     before = _known_effect(student) or measure_effect(student.module, reference)
-    options = step.options
-    if isinstance(options, PruneOptions):
-        after_student = prune(student, workload.example_inputs, options, seed=seed)
-    elif isinstance(options, TrainOptions):
-        module = _train_student(student, reference.module, options, workload, seed, work_dir, on_progress)
-        after_student = replace(student, module=module)
-    else:
-        raise TypeError(f"a step without options: {step!r}")
-    after = measure_effect(after_student.module, reference)
+    context = StepContext(teacher=reference, workload=workload, seed=seed, work_dir=work_dir, on_progress=on_progress)
+    result: StepResult = _method(step.kind)(student, step.options, context)
+    after = measure_effect(result.student.module, reference)
     done = LineageStep(
         step=step.kind,
-        summary=_summary(options, before, after),
-        options=options.model_dump(mode="json"),
+        summary=_summary(result.summary, before, after),
+        options=step.options.model_dump(mode="json"),
         seed=seed,
         before=before,
         after=after,
         seconds=round(time.monotonic() - began, 3),
     )
-    return replace(after_student, lineage=(*student.lineage, done))
+    return replace(result.student, lineage=(*student.lineage, done))
+
+
+def _method(kind: str) -> Any:
+    home, name = METHODS[kind].split(":")
+    return getattr(importlib.import_module(home), name)
 
 
 def _known_effect(student: Student) -> Effect | None:
     return student.lineage[-1].after if student.lineage else None
 
 
-def _train_student(
-    student: Student,
-    teacher: nn.Module,
-    options: TrainOptions,
-    workload: Workload,
-    seed: int,
-    work_dir: Path,
-    on_progress: OnProgress,
-) -> nn.Module:
-    data = training_data(workload, "distillation" if isinstance(options, DistillOptions) else "fine-tuning")
-    if isinstance(options, DistillOptions):
-        objective: Objective = response_distillation(
-            teacher, data, options, work_dir=work_dir, augmented=workload.augment is not None
-        )
-    else:
-        objective = CrossEntropy(label_smoothing=options.label_smoothing)
-    module = copy.deepcopy(student.module)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    return fit(
-        module, objective, data, options,
-        seed=seed, work_dir=work_dir, augment=workload.augment, on_progress=on_progress,
-    ).module  # fmt: skip
-
-
-def _summary(options: PruneOptions | TrainOptions, before: Effect, after: Effect) -> str:
+def _summary(done: str, before: Effect, after: Effect) -> str:
     """`removed 61 % of the MACs and 58 % of the parameters; accuracy 91.2 → 40.1 %`."""
-    accuracy = _accuracy_change(before, after)
-    if isinstance(options, PruneOptions):
-        return (
-            f"removed {_removed(before.macs, after.macs)} of the MACs and "
-            f"{_removed(before.parameters, after.parameters)} of the parameters; {accuracy}"
-        )
-    epochs = f"{options.epochs} epoch{'s' if options.epochs > 1 else ''}"
-    if isinstance(options, DistillOptions):
-        return f"distilled for {epochs} at T={options.temperature:g}; {accuracy}"
-    return f"fine-tuned for {epochs}; {accuracy}"
+    removed = (
+        f"removed {_removed(before.macs, after.macs)} of the MACs and "
+        f"{_removed(before.parameters, after.parameters)} of the parameters"
+    )
+    return f"{done.replace('{removed}', removed)}; {_accuracy_change(before, after)}"
 
 
 def _removed(before: int | None, after: int | None) -> str:

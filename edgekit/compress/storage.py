@@ -9,8 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from edgekit.artifact import LineageStep
-from edgekit.compress.prune import restore
-from edgekit.compress.student import PruningEdit, Student
+from edgekit.compress.student import Edit, Student, WeightConstraint, replay
 from edgekit.errors import ArtifactError, HostError, WorkloadError
 from edgekit.schema import Record, read_record, write_atomically
 from edgekit.training.weights import load_weights, safetensors_function
@@ -21,28 +20,17 @@ WEIGHTS_NAME = "weights.safetensors"
 STUDENT_NAME = "student.json"
 
 
-class _EditRecord(Record):
-    module: str
-    is_output: bool
-    indices: tuple[int, ...]
-
-
 class _StudentRecord(Record):
     schema_version: Literal[1] = 1
-    edits: tuple[_EditRecord, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    constraints: tuple[WeightConstraint, ...] = ()
     lineage: tuple[LineageStep, ...] = ()
 
 
 def save_student(student: Student, folder: Path) -> None:
     """Write `student` into `folder`; `student.json` comes last, so where it is the student is whole."""
     save_model = safetensors_function("save_model")
-    record = _StudentRecord(
-        edits=tuple(
-            _EditRecord(module=e.module, is_output=e.is_output, indices=tuple(int(i) for i in e.indices))
-            for e in student.edits
-        ),
-        lineage=student.lineage,
-    )
+    record = _StudentRecord(edits=student.edits, constraints=student.constraints, lineage=student.lineage)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{WEIGHTS_NAME}.partial"
@@ -65,13 +53,12 @@ def load_student(folder: Path, fresh: nn.Module, example_inputs: Sequence[Tensor
         raise ArtifactError(f"{folder}: holds no {STUDENT_NAME}") from e
     except (OSError, ValueError) as e:
         raise ArtifactError(f"{folder / STUDENT_NAME}: {e}") from e
-    edits = tuple(PruningEdit(e.module, e.is_output, e.indices) for e in record.edits)
     try:
-        module = restore(fresh, edits, example_inputs)
+        module = replay(fresh, record.edits, example_inputs)
         load_weights(module, folder / WEIGHTS_NAME)
     except (ValueError, WorkloadError) as e:
         raise ArtifactError(
             f"{folder}: the student does not fit the workload's model: {e}",
             hint="the model's code changed since the student was made; run the step again",
         ) from e
-    return Student(module=module.eval(), edits=edits, lineage=record.lineage)
+    return Student(module=module.eval(), edits=record.edits, constraints=record.constraints, lineage=record.lineage)

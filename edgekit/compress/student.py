@@ -1,29 +1,50 @@
 """The student: a module on its way from teacher to artifact, and its lineage.
 
-A student is stored without pickle: its weights as safetensors, and its structural edits (which channels
-were removed) as JSON that is replayed on a fresh copy of the workload's architecture.
+A student is stored without pickle: its weights as safetensors, and what changed its architecture as edits in JSON that
+are replayed on a fresh copy of the workload's (`replay`).
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from edgekit.artifact import LineageStep
+from edgekit.schema import Record
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["PruningEdit", "Student"]
+__all__ = ["Edit", "PruningEdit", "Student", "WeightConstraint", "replay"]
 
 
-@dataclass(frozen=True, slots=True)
-class PruningEdit:
+class PruningEdit(Record):
     """Channels removed from one module: output channels when `is_output`, else input channels."""
 
+    kind: Literal["channels"] = "channels"
     module: str
     is_output: bool
     indices: tuple[int, ...]
+
+
+Edit = Annotated[PruningEdit, Field()]
+"""A change of architecture; a union of records told apart by `kind`, each with its function in `_REPLAYS`."""
+
+_REPLAYS = {"channels": "edgekit.compress.prune:restore"}
+"""`kind` to a function of (module, edits, example_inputs) that gives a changed copy, and raises ValueError for an edit
+that does not fit."""
+
+
+class WeightConstraint(Record):
+    """What later training must keep of one parameter: its zeros (`sparse`), or which values are equal (`shared`)."""
+
+    parameter: str
+    kind: Literal["sparse", "shared"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,5 +52,20 @@ class Student:
     """A module in eval mode, the edits that made its shape, and the steps that made it."""
 
     module: nn.Module
-    edits: tuple[PruningEdit, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    constraints: tuple[WeightConstraint, ...] = ()
     lineage: tuple[LineageStep, ...] = field(default=())
+
+
+def replay(module: nn.Module, edits: Sequence[Edit], example_inputs: Sequence[Tensor]) -> nn.Module:
+    """A copy of `module`, in eval mode, with all `edits` made in order; the same edits give the same architecture.
+
+    Raises ValueError for an edit that does not fit the module.
+    """
+    import copy
+
+    module = copy.deepcopy(module).eval()
+    for kind, same in groupby(edits, key=lambda edit: edit.kind):
+        home, name = _REPLAYS[kind].split(":")
+        module = getattr(importlib.import_module(home), name)(module, tuple(same), example_inputs)
+    return module

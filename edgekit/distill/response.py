@@ -27,12 +27,30 @@ from edgekit.training.objective import Batch
 from edgekit.workload import sample_digest
 
 if TYPE_CHECKING:
-    from edgekit.recipe import DistillOptions
+    from edgekit.compress.options import DistillOptions
+    from edgekit.compress.steps import StepContext, StepResult
+    from edgekit.compress.student import Student
     from edgekit.workload import MapDataset
 
-__all__ = ["ResponseDistillation", "distillation_loss", "response_distillation", "teacher_responses"]
+__all__ = ["ResponseDistillation", "distillation_loss", "response_distillation", "run", "teacher_responses"]
 
 logger = getLogger(__name__)
+
+
+def run(student: Student, options: DistillOptions, context: StepContext) -> StepResult:
+    """The recipe's `distill` step."""
+    from edgekit.compress.finetune import epochs_told, trained_student
+    from edgekit.compress.steps import StepResult
+    from edgekit.training.teacher import training_data
+
+    workload = context.workload
+    data = training_data(workload, "distillation")
+    objective = response_distillation(
+        context.teacher.module, data, options, work_dir=context.work_dir, augmented=workload.augment is not None
+    )
+    trained = trained_student(student, objective, data, options, context)
+    told = f"distilled for {epochs_told(options)} at T={options.temperature:g}"
+    return StepResult(student=trained, summary=told)
 
 
 def distillation_loss(

@@ -19,7 +19,7 @@ from edgekit.training.objective import Objective
 from edgekit.workload import sample_digest
 
 if TYPE_CHECKING:
-    from edgekit.recipe import TrainOptions
+    from edgekit.compress.options import TrainOptions
     from edgekit.workload import MapDataset
 
 __all__ = ["TrainProgress", "TrainResult", "fit", "weights_digest"]

@@ -22,7 +22,7 @@ from edgekit.training.evaluation import check_targets, forward
 from edgekit.training.objective import Batch, Objective, top1_correct
 
 if TYPE_CHECKING:
-    from edgekit.recipe import TrainOptions
+    from edgekit.compress.options import TrainOptions
 
 __all__ = ["RunningMeans", "TrainingModule", "borrowed_process_state", "make_trainer", "run_trainer"]
 

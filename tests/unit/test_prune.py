@@ -282,10 +282,10 @@ def test_an_edit_that_does_not_fit_is_refused() -> None:
     """Out-of-range indices, unknown modules and the removal of every channel are ValueErrors."""
     module = plain()
     for edit in (
-        PruningEdit("0.0", True, (32,)),
-        PruningEdit("0.0", True, (-1,)),
-        PruningEdit("nowhere", True, (0,)),
-        PruningEdit("0.0", True, tuple(range(32))),
+        PruningEdit(module="0.0", is_output=True, indices=(32,)),
+        PruningEdit(module="0.0", is_output=True, indices=(-1,)),
+        PruningEdit(module="nowhere", is_output=True, indices=(0,)),
+        PruningEdit(module="0.0", is_output=True, indices=tuple(range(32))),
     ):
         with pytest.raises(ValueError):
             restore(module, (edit,), IMAGE)
