@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type board bench conversion-matrix bench-converters clean
+.PHONY: help setup demo test check lint type board bench conversion-matrix bench-converters bench-compression clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -52,6 +52,9 @@ conversion-matrix: $(INSTALLED)  ## docs/conversion-matrix.md: every model x bac
 
 bench-converters: $(INSTALLED)  ## docs/benchmarks/converters.md: overhead, fidelity and speed of conversions
 	$(BIN)/python scripts/bench_converters.py $(if $(DATA),--data '$(DATA)')
+
+bench-compression: $(INSTALLED)  ## docs/benchmarks/compression.md: what each compression method reached, on real data
+	$(BIN)/python scripts/bench_compression.py $(if $(DATA),--data '$(DATA)') $(if $(MODELS),--models '$(MODELS)')
 
 clean:  ## remove what the tasks made here (not the cache in ~/.cache/edgekit)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs
