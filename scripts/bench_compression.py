@@ -35,7 +35,7 @@ class Settings:
     """What a part may use."""
 
     data: Path | None
-    """Folder with `cifar10/` and `fsdd/`; None where it was not given: a part then leaves those cells out and says so."""
+    """Folder with `cifar10/` and `fsdd/`; None where it was not given: a part then skips those cells and says so."""
     models: Path | None
     """Folder with pretrained weights."""
     cache: Path
