@@ -11,21 +11,28 @@ killed and resumed ends with the very weights of one that was not.
 
 from __future__ import annotations
 
-from edgekit.training.evaluation import agreement, evaluate_outputs, top1_accuracy
+from edgekit.training.batches import joined
+from edgekit.training.evaluation import agreement, collect_outputs, evaluate_outputs, top1_accuracy
+from edgekit.training.features import captured_features
 from edgekit.training.fitting import TrainProgress, TrainResult, fit, weights_digest
-from edgekit.training.objective import Batch, CrossEntropy, Objective
+from edgekit.training.objective import NO_TARGET, Batch, CrossEntropy, Objective, StepOutcome
 from edgekit.training.teacher import train_teacher
 from edgekit.training.weights import load_weights
 
 __all__ = [
+    "NO_TARGET",
     "Batch",
     "CrossEntropy",
     "Objective",
+    "StepOutcome",
     "TrainProgress",
     "TrainResult",
     "agreement",
+    "captured_features",
+    "collect_outputs",
     "evaluate_outputs",
     "fit",
+    "joined",
     "load_weights",
     "top1_accuracy",
     "train_teacher",

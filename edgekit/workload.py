@@ -46,7 +46,9 @@ __all__ = ["MapDataset", "Task", "Workload", "WorkloadSource", "load_workload"]
 class MapDataset(Protocol):
     """Anything with a length whose items are `(input, target)`; `input` is a tensor or a tuple of tensors.
 
-    Inputs carry no batch axis. A `torch.utils.data.Dataset` with `__len__` is one.
+    Inputs carry no batch axis. A `torch.utils.data.Dataset` with `__len__` is one. An item of unlabelled data is the
+    input tensor itself, or a tuple or list whose first element is the input and whose others are not looked at: any
+    labelled data will do. For a model of several inputs it is `((first, second), …)`.
     """
 
     def __len__(self) -> int: ...
@@ -75,6 +77,9 @@ class Workload:
     train: MapDataset | None = None
     calibration: MapDataset | None = None
     """Taken from `train` when None (seeded)."""
+    unlabelled: MapDataset | None = None
+    """More inputs of the same kind, without targets (`MapDataset` says how its items look), for the steps that need
+    none: pretraining, distillation."""
     task: Task | str = Task.CLASSIFICATION
     classes: tuple[str, ...] = ()
     augment: Callable[[Tensor], Tensor] | None = None
@@ -146,7 +151,7 @@ def _wrong_task(task: str) -> str | None:
 
 
 def _wrong_data(workload: Workload) -> str | None:
-    for field in ("evaluation", "train", "calibration"):
+    for field in ("evaluation", "train", "calibration", "unlabelled"):
         data = getattr(workload, field)
         if data is None and field != "evaluation":
             continue

@@ -23,7 +23,7 @@ from edgekit.errors import WorkloadError
 from edgekit.schema import digest, write_atomically
 from edgekit.training.evaluation import evaluate_outputs, forward
 from edgekit.training.fitting import weights_digest
-from edgekit.training.objective import Batch
+from edgekit.training.objective import Batch, Objective
 from edgekit.workload import sample_digest
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def distillation_loss(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseDistillation:
+class ResponseDistillation(Objective):
     """The objective; the teacher's logits come from `responses` by sample index, or from `teacher` on each batch."""
 
     options: DistillOptions
@@ -99,7 +99,7 @@ class ResponseDistillation:
         return distillation_loss(
             outputs,
             teacher,
-            batch.targets,
+            batch.known_targets(),
             temperature=self.options.temperature,
             weight=self.options.weight,
             label_smoothing=self.options.label_smoothing,

@@ -38,6 +38,7 @@ class WorkloadIdentity:
     train: str | None
     calibration: str | None
     evaluation: str | None
+    unlabelled: str | None = None
 
 
 def identify(loaded: LoadedWorkload, recipe: Recipe) -> WorkloadIdentity:
@@ -49,6 +50,7 @@ def identify(loaded: LoadedWorkload, recipe: Recipe) -> WorkloadIdentity:
         train=sample_digest(workload.train),
         calibration=sample_digest(workload.calibration),
         evaluation=sample_digest(workload.evaluation),
+        unlabelled=sample_digest(workload.unlabelled),
     )
 
 
@@ -82,7 +84,10 @@ def learn(context: Context) -> Learned:
         name = f"{number}-{step.kind}"
         build = functools.partial(_step, context, judge, student, number)
         before = stage
-        stage = context.stage(name, [VERSION, before.key, step, context.recipe.seed, _train_versions()], build)
+        key: list[object] = [VERSION, before.key, step, context.recipe.seed, _train_versions()]
+        if context.identity.unlabelled is not None:
+            key.append(context.identity.unlabelled)
+        stage = context.stage(name, key, build)
         student = _load(context, stage)
     return Learned(teacher=teacher, student=student, teacher_stage=teacher_stage, student_stage=stage)
 
@@ -173,7 +178,9 @@ def training_progress(context: Context, stage: str) -> Callable[[TrainProgress],
 
     def tell(progress: TrainProgress) -> None:
         fraction = progress.step / progress.total_steps if progress.total_steps else None
-        text = f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.3f} · accuracy {progress.accuracy:.1%}"
+        text = f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.3f}"
+        if progress.accuracy is not None:
+            text += f" · accuracy {progress.accuracy:.1%}"
         context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=text))
 
     return tell

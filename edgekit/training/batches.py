@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from edgekit.errors import WorkloadError
-from edgekit.training.objective import Batch
+from edgekit.training.objective import NO_TARGET, Batch
 
 if TYPE_CHECKING:
     from edgekit.workload import MapDataset
 
-__all__ = ["BatchSource", "EpochBatches", "derive_seed", "generators_kept", "seed_generators"]
+__all__ = ["BatchSource", "EpochBatches", "derive_seed", "generators_kept", "joined", "seed_generators"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -58,6 +58,8 @@ class BatchSource:
 
     data: MapDataset
     name: str
+    labelled: bool = True
+    """False: targets are not read, and items need none (`MapDataset` says how such items look)."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -66,7 +68,7 @@ class BatchSource:
     def tensors(self) -> tuple[Tensor, ...] | None:
         """The columns of a tensor data set, None for any other."""
         columns = getattr(self.data, "tensors", None)
-        if not isinstance(columns, tuple | list) or len(columns) < 2:
+        if not isinstance(columns, tuple | list) or len(columns) < (2 if self.labelled else 1):
             return None
         if not all(isinstance(column, Tensor) for column in columns):
             return None
@@ -76,41 +78,84 @@ class BatchSource:
         return tuple(columns)
 
     def fetch(self, indices: Tensor) -> Batch:
-        """The samples at `indices` as one batch; raises WorkloadError for items that are not (input, target)."""
+        """The samples at `indices` as one batch; raises WorkloadError for items that are not what they must be."""
         columns = self.tensors
         if columns is not None:
-            chosen = [column.index_select(0, indices) for column in columns]
-            return self._checked(tuple(chosen[:-1]), chosen[-1], indices)
-        inputs, targets = self._collate([self.data[int(i)] for i in indices])
-        return self._checked(inputs, targets, indices)
+            chosen = tuple(column.index_select(0, indices) for column in columns)
+            if not self.labelled:
+                return self._checked(chosen[:1], None, indices)
+            return self._checked(chosen[:-1], chosen[-1], indices)
+        items = [self.data[int(i)] for i in indices]
+        if not self.labelled:
+            return self._checked(self._stacked([_input_of(item) for item in items]), None, indices)
+        pairs = [self._pair(item) for item in items]
+        targets = self._collate([target for _, target in pairs])
+        return self._checked(self._stacked([inputs for inputs, _ in pairs]), targets, indices)
 
-    def _collate(self, items: list[Any]) -> tuple[tuple[Tensor, ...], Tensor]:
-        first = items[0]
-        if not isinstance(first, tuple | list) or len(first) != 2:
+    def _pair(self, item: Any) -> tuple[Any, Any]:
+        if not isinstance(item, tuple | list) or len(item) != 2:
             raise WorkloadError(
-                f"{self.name} data: an item is {_describe(first)}, not (input, target)",
+                f"{self.name} data: an item is {_describe(item)}, not (input, target)",
                 hint="__getitem__ must return a tuple of the input (a tensor, or a tuple of tensors) and the target",
             )
+        return item[0], item[1]
+
+    def _stacked(self, values: list[Any]) -> tuple[Tensor, ...]:
+        inputs = self._collate(values)
+        return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+    def _collate(self, values: list[Any]) -> Any:
         try:
-            inputs, targets = torch.utils.data.default_collate([tuple(item) for item in items])
+            return torch.utils.data.default_collate(values)
         except (TypeError, RuntimeError, ValueError, KeyError) as e:
-            shapes = sorted({_describe(item[0]) for item in items})
+            shapes = sorted({_describe(value) for value in values})
             raise WorkloadError(
-                f"{self.name} data: items cannot be stacked into a batch ({e}); inputs seen: {', '.join(shapes[:4])}",
+                f"{self.name} data: items cannot be stacked into a batch ({e}); seen: {', '.join(shapes[:4])}",
                 hint="every input needs the same shape and dtype; resize or pad in the data set",
             ) from e
-        return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), targets
 
     def _checked(self, inputs: tuple[Tensor, ...], targets: Any, indices: Tensor) -> Batch:
         for value in inputs:
             if not isinstance(value, Tensor):
                 raise WorkloadError(f"{self.name} data: an input is {_describe(value)}, not a tensor")
+        if not self.labelled:
+            return Batch(inputs=inputs, indices=indices)
         if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.dtype.is_floating_point:
             raise WorkloadError(
                 f"{self.name} data: targets of a batch are {_describe(targets)}; classification needs one class "
                 "number (an int from 0) per item"
             )
         return Batch(inputs=inputs, targets=targets.long(), indices=indices)
+
+
+class _Joined(torch.utils.data.Dataset[Any]):
+    """The items of `labelled`, then those of `unlabelled` with NO_TARGET."""
+
+    def __init__(self, labelled: MapDataset, unlabelled: MapDataset) -> None:
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.unlabelled)
+
+    def __getitem__(self, index: int) -> Any:
+        known = len(self.labelled)
+        return self.labelled[index] if index < known else (_input_of(self.unlabelled[index - known]), NO_TARGET)
+
+
+def joined(labelled: MapDataset, unlabelled: MapDataset) -> MapDataset:
+    """Labelled data, then unlabelled ones whose targets are NO_TARGET, for an objective that takes missing targets."""
+    first = BatchSource(labelled, "train").tensors
+    second = BatchSource(unlabelled, "unlabelled", labelled=False).tensors
+    if first is None or second is None or len(first) != 2 or first[0].dtype != second[0].dtype:
+        return _Joined(labelled, unlabelled)
+    missing = torch.full((len(second[0]),), NO_TARGET, dtype=torch.int64)
+    return torch.utils.data.TensorDataset(torch.cat([first[0], second[0]]), torch.cat([first[1].long(), missing]))
+
+
+def _input_of(item: Any) -> Any:
+    """The input (a tensor, or a tuple of tensors) of an unlabelled item: the item itself, or the first of a tuple."""
+    return item[0] if isinstance(item, tuple | list) and item else item
 
 
 def _describe(value: Any) -> str:

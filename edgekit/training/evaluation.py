@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from edgekit.errors import WorkloadError
 from edgekit.training.batches import BatchSource
-from edgekit.training.objective import Batch
+from edgekit.training.objective import NO_TARGET, Batch
 
 if TYPE_CHECKING:
     from edgekit.workload import MapDataset
 
-__all__ = ["agreement", "check_targets", "evaluate_outputs", "forward", "top1_accuracy"]
+__all__ = ["agreement", "check_targets", "collect_outputs", "evaluate_outputs", "forward", "top1_accuracy"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -41,13 +41,21 @@ def forward(module: nn.Module, batch: Batch, *, name: str) -> Tensor:
     return outputs
 
 
-def check_targets(outputs: Tensor, batch: Batch, *, name: str) -> None:
-    """Raise WorkloadError unless `outputs` are `[B, classes]` and every target is one of the classes."""
+def check_targets(outputs: Tensor, batch: Batch, *, name: str, some_missing: bool = False) -> None:
+    """Raise WorkloadError unless `outputs` are `[B, classes]` and every target is one of the classes.
+
+    With `some_missing` a target may also be NO_TARGET.
+    """
     if outputs.ndim != 2:
         raise WorkloadError(
             f"the model's output 0 has shape {tuple(outputs.shape)}; classification needs [batch, classes] logits"
         )
-    low, high = int(batch.targets.min()), int(batch.targets.max())
+    targets = batch.known_targets()
+    if some_missing:
+        targets = targets[targets != NO_TARGET]
+    if not len(targets):
+        return
+    low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= outputs.shape[1]:
         raise WorkloadError(
             f"{name} data has targets from {low} to {high}, but the model gives {outputs.shape[1]} classes",
@@ -67,22 +75,45 @@ def evaluate_outputs(
 
     `on_progress` gets (samples done, samples in all). Raises WorkloadError when data and model do not fit.
     """
-    source = BatchSource(data, name)
-    training = module.training
     collected: list[Tensor] = []
     targets: list[Tensor] = []
+    for outputs, batch in _run_through(module, BatchSource(data, name), batch_size, on_progress):
+        collected.append(outputs)
+        targets.append(batch.known_targets())
+    return torch.cat(collected).contiguous().numpy(), torch.cat(targets).numpy()
+
+
+def collect_outputs(
+    module: nn.Module,
+    data: MapDataset,
+    *,
+    batch_size: int = 256,
+    name: str = "unlabelled",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FloatArray:
+    """Output 0 of `module` in eval mode on all of `data` (`float32 [N, …]`), whose items may have targets or not."""
+    source = BatchSource(data, name, labelled=False)
+    return torch.cat([o for o, _ in _run_through(module, source, batch_size, on_progress)]).contiguous().numpy()
+
+
+def _run_through(
+    module: nn.Module, source: BatchSource, batch_size: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Each batch in order with the module's output 0 as float32; the module's mode is given back."""
+    if not len(source):
+        raise WorkloadError(f"{source.name} data: there are no items")
+    training = module.training
     module.eval()
     try:
-        with torch.inference_mode():
-            for indices in torch.split(torch.arange(len(source)), batch_size):
+        for indices in torch.split(torch.arange(len(source)), batch_size):
+            with torch.inference_mode():
                 batch = source.fetch(indices)
-                collected.append(forward(module, batch, name=name).float())
-                targets.append(batch.targets)
-                if on_progress is not None:
-                    on_progress(int(indices[-1]) + 1, len(source))
+                outputs = forward(module, batch, name=source.name).float()
+            yield outputs, batch
+            if on_progress is not None:
+                on_progress(int(indices[-1]) + 1, len(source))
     finally:
         module.train(training)
-    return torch.cat(collected).contiguous().numpy(), torch.cat(targets).numpy()
 
 
 def top1_accuracy(outputs: FloatArray, targets: IntArray) -> float:

@@ -37,8 +37,8 @@ class TrainProgress:
     total_steps: int
     loss: float
     """Running mean over about the last 50 batches."""
-    accuracy: float
-    """Running top-1 on the (augmented) training batches, 0 to 1."""
+    accuracy: float | None
+    """Running top-1 on the (augmented) training batches, 0 to 1; None where nothing has targets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,8 @@ class TrainResult:
     module: nn.Module
     steps: int
     loss: float
-    accuracy: float
-    """Running top-1 on the training batches at the end."""
+    accuracy: float | None
+    """Running top-1 on the training batches at the end; None where nothing has targets."""
     seconds: float
     """Wall time of this call; what ran before an interruption is not in it."""
     resumed_from: int
@@ -76,14 +76,17 @@ def fit(
     seed: int,
     work_dir: Path,
     augment: Callable[[Tensor], Tensor] | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
     checkpoint_seconds: float = 10.0,
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
     """Train `module` in place to the end of the last epoch; resumes from `work_dir` what was cut off there.
 
-    Checkpoints go to `work_dir/last.ckpt` after every epoch and every `checkpoint_seconds` within one. Raises
-    WorkloadError when data and module do not fit, UserError when the loss stops being finite, KeyboardInterrupt on
-    Ctrl-C with the last checkpoint kept.
+    Where the objective needs no targets, items of `data` may have none (see `MapDataset`). `after_step` is called with
+    the module after each optimizer step, without grad: what must hold of the weights (zeros, shared values) is put
+    back there, as a function of the module alone. Checkpoints go to `work_dir/last.ckpt` after every epoch and every
+    `checkpoint_seconds` within one. Raises WorkloadError when data and module do not fit, UserError when the loss
+    stops being finite, KeyboardInterrupt on Ctrl-C with the last checkpoint kept.
     """
     _require_lightning()
     from edgekit.training import checkpoint as checkpoints
@@ -92,12 +95,15 @@ def fit(
     if not any(p.requires_grad for p in module.parameters()):
         raise WorkloadError("the model has no parameters to train (all have requires_grad=False)")
     work_dir.mkdir(parents=True, exist_ok=True)
-    batches = EpochBatches(BatchSource(data, "train"), batch_size=options.batch_size, seed=seed, augment=augment)
+    source = BatchSource(data, "train", labelled=objective.needs_targets)
+    batches = EpochBatches(source, batch_size=options.batch_size, seed=seed, augment=augment)
     key = _fit_key(module, objective, data, options, seed)
     on_step = _reporter(on_progress, options.epochs, len(batches))
     began = time.monotonic()
     with loop.borrowed_process_state(options.threads):
-        training = loop.TrainingModule(module, objective, batches, options, seed=seed, on_step=on_step)
+        training = loop.TrainingModule(
+            module, objective, batches, options, seed=seed, on_step=on_step, after_step=after_step
+        )
         writer = checkpoints.CheckpointWriter(work_dir, key=key, seconds=checkpoint_seconds)
         trainer = loop.make_trainer(work_dir, epochs=options.epochs, callbacks=[writer])
         module.train()
@@ -123,16 +129,19 @@ def _require_lightning() -> None:
 
 def _fit_key(module: nn.Module, objective: Objective, data: MapDataset, options: TrainOptions, seed: int) -> str:
     """What a checkpoint must have been made from to be resumed."""
-    return digest(weights_digest(module), objective.key, sample_digest(data), options.model_dump(mode="json"), seed)
+    parts = weights_digest(objective.parts) if objective.parts is not None else None
+    return digest(
+        weights_digest(module), parts, objective.key, sample_digest(data), options.model_dump(mode="json"), seed
+    )
 
 
 def _reporter(
     on_progress: Callable[[TrainProgress], None] | None, epochs: int, steps_per_epoch: int
-) -> Callable[[int, float, float], None] | None:
+) -> Callable[[int, float, float | None], None] | None:
     if on_progress is None:
         return None
 
-    def report(step: int, loss: float, accuracy: float) -> None:
+    def report(step: int, loss: float, accuracy: float | None) -> None:
         on_progress(
             TrainProgress(
                 epoch=(step - 1) // steps_per_epoch + 1,

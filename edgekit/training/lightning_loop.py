@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import EdgekitError, UserError
 from edgekit.training.batches import EpochBatches, derive_seed, generators_kept, seed_generators
-from edgekit.training.evaluation import check_targets, forward
-from edgekit.training.objective import Batch, Objective, top1_correct
+from edgekit.training.objective import Batch, Objective, top1_counts
 
 if TYPE_CHECKING:
     from edgekit.compress.options import TrainOptions
@@ -35,21 +34,32 @@ class RunningMeans:
 
     steps: int = 0
     loss: float = 0.0
+    judged: int = 0
+    """Steps that had targets to judge by."""
     accuracy: float = 0.0
     decay: float = 0.98
 
-    def add(self, loss: float, accuracy: float) -> tuple[float, float]:
-        """The means after one more batch."""
+    def add(self, loss: float, right: int, labelled: int) -> None:
+        """Take in one more batch; one without targets leaves the accuracy as it is."""
         self.steps += 1
         self.loss = self.decay * self.loss + (1 - self.decay) * loss
-        self.accuracy = self.decay * self.accuracy + (1 - self.decay) * accuracy
-        return self.current()
+        if labelled:
+            self.judged += 1
+            self.accuracy = self.decay * self.accuracy + (1 - self.decay) * right / labelled
 
-    def current(self) -> tuple[float, float]:
-        if self.steps == 0:
-            return 0.0, 0.0
-        correction = 1 - self.decay**self.steps
-        return self.loss / correction, self.accuracy / correction
+    def current(self) -> tuple[float, float | None]:
+        """Loss and accuracy; None for the accuracy where no batch had targets."""
+        loss = self.loss / (1 - self.decay**self.steps) if self.steps else 0.0
+        return loss, self.accuracy / (1 - self.decay**self.judged) if self.judged else None
+
+    def dump(self) -> list[float]:
+        """For a checkpoint."""
+        return [self.steps, self.loss, self.judged, self.accuracy]
+
+    @classmethod
+    def load(cls, values: list[float]) -> RunningMeans:
+        steps, loss, judged, accuracy = values
+        return cls(steps=int(steps), loss=loss, judged=int(judged), accuracy=accuracy)
 
 
 class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is not followed by mypy
@@ -63,12 +73,15 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         options: TrainOptions,
         *,
         seed: int,
-        on_step: Callable[[int, float, float], None] | None,
+        on_step: Callable[[int, float, float | None], None] | None,
+        after_step: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
         self.module = module
-        # Not an nn.Module attribute: a teacher inside the objective is not trained, moved or saved.
-        self.objective = objective
+        self.parts = objective.parts if objective.parts is not None else nn.Module()
+        # In a tuple, lest one that is an nn.Module is registered: a teacher within is not trained, moved or saved.
+        self._objective = (objective,)
+        self.after_step = after_step
         self.batches = batches
         self.options = options
         self.seed = seed
@@ -77,12 +90,16 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         self.first_step = 0
 
     @property
+    def objective(self) -> Objective:
+        return self._objective[0]
+
+    @property
     def total_steps(self) -> int:
         return self.options.epochs * len(self.batches)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            [p for p in self.module.parameters() if p.requires_grad],
+            [p for p in self.parameters() if p.requires_grad],
             lr=self.options.learning_rate,
             weight_decay=self.options.weight_decay,
         )
@@ -98,10 +115,8 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         seed_generators(derive_seed(self.seed, "step", self.batches.position))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        outputs = forward(self.module, batch, name="train")
-        check_targets(outputs, batch, name="train")
-        loss = self.objective.loss(outputs, batch)
-        value = float(loss.detach())
+        outcome = self.objective.step(self.module, batch)
+        value = float(outcome.loss.detach())
         if not math.isfinite(value):
             raise UserError(
                 f"training diverged: the loss is {value} at step {self.batches.position + 1} of {self.total_steps} "
@@ -109,22 +124,25 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
                 hint=f"lower the learning rate, to {self.options.learning_rate / 10:g} say; "
                 "if it happens at step 1, look for values that are not finite in the data",
             )
-        self.means.add(value, top1_correct(outputs.detach(), batch.targets) / len(batch))
-        return loss
+        self.means.add(value, *top1_counts(outcome.outputs, batch))
+        return outcome.loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches.position += 1
+        with torch.no_grad():
+            self.objective.after_step(self.module, self.batches.position, self.total_steps)
+            if self.after_step is not None:
+                self.after_step(self.module)
         if self.on_step is not None:
             self.on_step(self.batches.position, *self.means.current())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["edgekit_means"] = [self.means.steps, self.means.loss, self.means.accuracy]
+        checkpoint["edgekit_means"] = self.means.dump()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The optimizer's count, not a position saved by the batches: callbacks save before on_train_batch_end here.
         self.batches.position = self.first_step = int(checkpoint["global_step"])
-        steps, loss, accuracy = checkpoint["edgekit_means"]
-        self.means = RunningMeans(steps=int(steps), loss=float(loss), accuracy=float(accuracy))
+        self.means = RunningMeans.load(checkpoint["edgekit_means"])
 
 
 @contextlib.contextmanager
