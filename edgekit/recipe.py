@@ -29,6 +29,7 @@ from edgekit.compress.options import DistillOptions, PruneOptions, TrainOptions
 from edgekit.converters.registry import CONVERTERS
 from edgekit.errors import RecipeError
 from edgekit.schema import Record, near_miss, validation_problems
+from edgekit.sensing.options import SenseOptions
 from edgekit.yaml_file import YamlError, read_yaml
 
 __all__ = [
@@ -53,6 +54,7 @@ class Step(Record):
     prune: PruneOptions | None = None
     distill: DistillOptions | None = None
     finetune: TrainOptions | None = None
+    sense: SenseOptions | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -31,6 +31,7 @@ METHODS = {
     "prune": "edgekit.compress.prune:run",
     "distill": "edgekit.distill.response:run",
     "finetune": "edgekit.compress.finetune:run",
+    "sense": "edgekit.sensing.acquisition:run",
 }
 """A step's key in a recipe to its function."""
 

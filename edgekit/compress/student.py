@@ -16,11 +16,12 @@ from pydantic import Field
 
 from edgekit.artifact import LineageStep
 from edgekit.schema import Record
+from edgekit.sensing.options import MatrixKind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Edit", "PruningEdit", "Student", "WeightConstraint", "replay"]
+__all__ = ["Edit", "PruningEdit", "SensingEdit", "Student", "WeightConstraint", "replay"]
 
 
 class PruningEdit(Record):
@@ -32,10 +33,22 @@ class PruningEdit(Record):
     indices: tuple[int, ...]
 
 
-Edit = Annotated[PruningEdit, Field()]
+class SensingEdit(Record):
+    """A compressed-sensing front-end at `input`: `measurements` of each block, by a matrix made from `seed`."""
+
+    kind: Literal["sensing"] = "sensing"
+    input: int
+    block: int | None
+    measurements: int
+    matrix: MatrixKind
+    seed: int
+    learned: bool
+
+
+Edit = Annotated[PruningEdit | SensingEdit, Field(discriminator="kind")]
 """A change of architecture; a union of records told apart by `kind`, each with its function in `_REPLAYS`."""
 
-_REPLAYS = {"channels": "edgekit.compress.prune:restore"}
+_REPLAYS = {"channels": "edgekit.compress.prune:restore", "sensing": "edgekit.sensing.acquisition:restore"}
 """`kind` to a function of (module, edits, example_inputs) that gives a changed copy, and raises ValueError for an edit
 that does not fit."""
 
