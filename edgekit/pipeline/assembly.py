@@ -81,7 +81,7 @@ def assemble(
         skipped_devices=measured.skipped,
         baseline=baseline,
         lineage=_lineage(context, learned, baseline, rows, converted),
-        artifacts=tuple(artifact.passport for artifact in converted.all),
+        artifacts=tuple(artifact.passport for artifact in converted.shipped),
         rows=rows,
         stages=tuple(context.stages),
         warnings=_warnings(context, converted, rows),
@@ -193,7 +193,7 @@ def _verdict(rows: tuple[Row, ...], converted: Converted, measured: Measured) ->
 
 
 def _warnings(context: Context, converted: Converted, rows: tuple[Row, ...]) -> tuple[Warned, ...]:
-    for artifact in converted.all:
+    for artifact in converted.shipped:
         for text in artifact.passport.warnings:
             context.warn(artifact.passport.name, text)
         for op in artifact.passport.unquantized_ops:
@@ -236,7 +236,7 @@ def finish(context: Context, report: Report, converted: Converted, measured: Mea
     if did_nothing:
         report = read_report(folder / "report.json")
     else:
-        _write_artifacts(folder / "artifacts", converted.all)
+        _write_artifacts(folder / "artifacts", converted.shipped)
         write_report(report, folder)
     state = RunState(
         run_id=report.run_id,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgekit.converters.conversion import ConversionProgress
     from edgekit.pipeline.run import Context
     from edgekit.recipe import ConvertOptions
+    from edgekit.workload import Workload
 
 __all__ = ["Converted", "convert_all"]
 
@@ -41,10 +42,19 @@ class Converted:
     baseline: Artifact | None
     students: tuple[Artifact, ...]
     failures: tuple[tuple[str, EdgekitError], ...]
+    student_workload: Workload
+    """The workload as the students' files see it: its inputs are measurements after a `sense` step."""
+    encoders: tuple[Artifact, ...] = ()
+    """What a sensor node runs, signal to measurements: made and checked, not measured."""
 
     @property
     def all(self) -> tuple[Artifact, ...]:
+        """What is measured on devices."""
         return ((self.baseline,) if self.baseline else ()) + self.students
+
+    @property
+    def shipped(self) -> tuple[Artifact, ...]:
+        return self.all + self.encoders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +73,28 @@ class _Job:
 
 def convert_all(context: Context, learned: Learned) -> Converted:
     """Every artifact the recipe names, made or found."""
+    from edgekit.sensing.deployment import deployed, encoder_of, is_sensed
+
     options = context.recipe.convert
     failures: list[tuple[str, EdgekitError]] = []
     baseline: list[Artifact] = []
     if context.recipe.baseline is not None:
         jobs = _jobs(context, "teacher", learned.teacher_stage, [context.recipe.baseline.value], [Scheme.FP32])
-        baseline = _convert(context, learned.teacher, jobs, failures)
+        baseline = _convert(context, learned.teacher, context.workload, jobs, failures)
     jobs = _jobs(context, "student", learned.student_stage, options.to, options.schemes)
-    students = _convert(context, learned.student, jobs, failures)
-    return Converted(baseline=baseline[0] if baseline else None, students=tuple(students), failures=tuple(failures))
+    student, workload = deployed(learned.student, context.workload)
+    students = _convert(context, student, workload, jobs, failures)
+    encoders: list[Artifact] = []
+    if is_sensed(learned.student):
+        jobs = _jobs(context, "encoder", learned.student_stage, options.to, options.schemes)
+        encoders = _convert(context, *encoder_of(learned.student, context.workload), jobs, failures)
+    return Converted(
+        baseline=baseline[0] if baseline else None,
+        students=tuple(students),
+        failures=tuple(failures),
+        student_workload=workload,
+        encoders=tuple(encoders),
+    )
 
 
 def _jobs(context: Context, model: str, stage: Stage, targets: Iterable[str], schemes: Iterable[Scheme]) -> list[_Job]:
@@ -104,11 +127,15 @@ def _quantization(options: ConvertOptions) -> QuantizationOptions:
 
 
 def _convert(
-    context: Context, student: Student, jobs: list[_Job], failures: list[tuple[str, EdgekitError]]
+    context: Context,
+    student: Student,
+    workload: Workload,
+    jobs: list[_Job],
+    failures: list[tuple[str, EdgekitError]],
 ) -> list[Artifact]:
     """The artifacts of `jobs` in their order; what is missing is converted together."""
     missing = [job for job in jobs if not context.workspace.stage_folder(job.stage, *context.plain(job.key)).exists()]
-    failed = _run_converters(context, student, missing) if missing else {}
+    failed = _run_converters(context, student, workload, missing) if missing else {}
     artifacts = []
     for job in jobs:
         if job in missing:
@@ -128,7 +155,9 @@ def _refuse(_work: Path, out: Path) -> None:
     raise HostError(f"{out}: was there a moment ago and is gone", hint="is something cleaning the workspace?")
 
 
-def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dict[str, EdgekitError]:
+def _run_converters(
+    context: Context, student: Student, workload: Workload, jobs: list[_Job]
+) -> dict[str, EdgekitError]:
     """Convert `jobs`, each artifact becoming its stage the moment it is finished; stage name to its failure."""
     from edgekit.converters.conversion import ConversionOptions, convert_model
 
@@ -137,7 +166,7 @@ def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dic
     needs_calibration = any(job.scheme.is_static for job in jobs)
     options = ConversionOptions(
         lineage=student.lineage,
-        input_layouts=context.workload.input_layouts,
+        input_layouts=workload.input_layouts,
         input_layout=convert.input_layout,
         quantization=_quantization(convert),
         micro=MicroBudget(flash_kb=convert.flash_kb, ram_kb=convert.ram_kb),
@@ -151,14 +180,14 @@ def _run_converters(context: Context, student: Student, jobs: list[_Job]) -> dic
     for schemes, targets in _groups(jobs):
         outcome = convert_model(
             student.module,
-            context.workload.example_inputs,
+            workload.example_inputs,
             name=jobs[0].model,
             targets=targets,
             schemes=schemes,
-            calibration=calibration_batches(context.workload, convert.calibration, seed=recipe.seed)
+            calibration=calibration_batches(workload, convert.calibration, seed=recipe.seed)
             if needs_calibration
             else (),
-            verification=held_out_batches(context.workload, convert.verification, seed=recipe.seed),
+            verification=held_out_batches(workload, convert.verification, seed=recipe.seed),
             output_dir=adoption.scratch,
             options=options,
             on_progress=adoption.observe,

@@ -7,6 +7,7 @@ here runs in parallel. A device that fails does not stop the others; what it had
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class Measured:
     """All measurements of a run."""
 
     inputs: InputSet
+    """The evaluation signals, whatever part of them a student reads."""
     devices: tuple[DeviceInfo, ...]
     skipped: tuple[SkippedDevice, ...]
     measurements: tuple[Measurement, ...]
@@ -51,13 +53,18 @@ class Measured:
 
 def measure_all(context: Context, converted: Converted, store: ResultStore) -> Measured:
     """Measure every artifact on every device of the recipe."""
-    inputs = _inputs(context)
+    inputs = _inputs(context.workload)
+    student_workload = converted.student_workload
+    read = inputs if student_workload is context.workload else _inputs(student_workload)
+    fed = {a.passport.sha256: read for a in converted.students} | {
+        a.passport.sha256: inputs for a in (converted.baseline,) if a is not None
+    }
     devices: list[DeviceInfo] = []
     skipped: list[SkippedDevice] = []
     measurements: list[Measurement] = []
     for entry in context.recipe.devices:
         try:
-            info, done = _measure_device(context, entry, converted, inputs, store)
+            info, done = _measure_device(context, entry, converted, fed, store)
         except (DeviceError, HostError, UserError) as e:
             _device_failed(context, entry, e, skipped, measurements, converted)
             continue
@@ -66,11 +73,11 @@ def measure_all(context: Context, converted: Converted, store: ResultStore) -> M
     return Measured(inputs=inputs, devices=tuple(devices), skipped=tuple(skipped), measurements=tuple(measurements))
 
 
-def _inputs(context: Context) -> InputSet:
+def _inputs(workload: Workload) -> InputSet:
     from edgekit.benchmarks.inputs import InputSet
     from edgekit.pipeline.samples import all_inputs
 
-    return InputSet(arrays=all_inputs(context.workload.evaluation), layouts=layouts_of(context.workload))
+    return InputSet(arrays=all_inputs(workload.evaluation), layouts=layouts_of(workload))
 
 
 def layouts_of(workload: Workload) -> tuple[str | None, ...]:
@@ -99,7 +106,7 @@ def _device_failed(
 
 
 def _measure_device(
-    context: Context, entry: DeviceEntry, converted: Converted, inputs: InputSet, store: ResultStore
+    context: Context, entry: DeviceEntry, converted: Converted, fed: Mapping[str, InputSet], store: ResultStore
 ) -> tuple[DeviceInfo, list[Measurement]]:
     from edgekit.benchmarks.devices.base import Deadline
     from edgekit.benchmarks.devices.registry import device_lock, open_device
@@ -117,7 +124,16 @@ def _measure_device(
                 done.append(
                     Measurement(artifact=artifact, device=info.spec, run=None, error=gone)
                     if gone is not None
-                    else _measure_one(context, name, device, info, artifact, inputs, store, place / len(converted.all))
+                    else _measure_one(
+                        context,
+                        name,
+                        device,
+                        info,
+                        artifact,
+                        fed[artifact.passport.sha256],
+                        store,
+                        place / len(converted.all),
+                    )
                 )
     failed = [m.error for m in done if m.error is not None]
     status = StageStatus.CACHED if all(m.was_stored for m in done) else StageStatus.DONE

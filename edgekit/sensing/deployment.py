@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekit.compress.student import Student
     from edgekit.workload import MapDataset, Workload
 
-__all__ = ["MeasuredData", "deployed_module", "encoder_workload", "is_sensed", "split", "student_workload"]
+__all__ = ["MeasuredData", "deployed", "encoder_of", "encoder_workload", "is_sensed", "split", "student_workload"]
 
 
 def is_sensed(student: Student) -> bool:
@@ -42,9 +42,17 @@ def split(module: nn.Module) -> tuple[Sensor, Reader]:
     return module.sensor.eval(), module.reader.eval()
 
 
-def deployed_module(student: Student) -> nn.Module:
-    """What a converter is given: the reader of a sensed student, any other student's module as it is."""
-    return split(student.module)[1] if is_sensed(student) else student.module
+def deployed(student: Student, workload: Workload) -> tuple[Student, Workload]:
+    """What ships of a student and the workload it is fed: the reader and measurements after a `sense` step, else both
+    as they are."""
+    if not is_sensed(student):
+        return student, workload
+    return replace(student, module=split(student.module)[1]), student_workload(workload, student)
+
+
+def encoder_of(student: Student, workload: Workload) -> tuple[Student, Workload]:
+    """What a sensor node runs, with the lineage of the student it measures for, and the signals it is fed."""
+    return replace(student, module=split(student.module)[0]), encoder_workload(workload, student)
 
 
 def student_workload(workload: Workload, student: Student) -> Workload:
