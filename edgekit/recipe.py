@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
 from edgekit.compress.options import DistillOptions, PruneOptions, TrainOptions
+from edgekit.compress.weight_options import ShareOptions, SparsifyOptions
 from edgekit.converters.registry import CONVERTERS
 from edgekit.errors import RecipeError
 from edgekit.schema import Record, near_miss, validation_problems
@@ -55,6 +56,8 @@ class Step(Record):
     distill: DistillOptions | None = None
     finetune: TrainOptions | None = None
     sense: SenseOptions | None = None
+    sparsify: SparsifyOptions | None = None
+    share: ShareOptions | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

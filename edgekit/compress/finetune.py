@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekit.compress.steps import StepContext, StepResult
+from edgekit.training.constraints import kept_constraints
 from edgekit.training.fitting import fit
 from edgekit.training.objective import CrossEntropy, Objective
 from edgekit.training.teacher import training_data
@@ -30,7 +31,9 @@ def run(student: Student, options: TrainOptions, context: StepContext) -> StepRe
 def trained_student(
     student: Student, objective: Objective, data: MapDataset, options: TrainOptions, context: StepContext
 ) -> Student:
-    """The student after training a copy of its module by `objective` on `data`; every parameter is trained."""
+    """The student after training a copy of its module by `objective` on `data`; every parameter is trained,
+    and what the student's constraints say of its weights is kept."""
+    constraints = kept_constraints(student.module, student.constraints)
     module = copy.deepcopy(student.module)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
@@ -42,9 +45,10 @@ def trained_student(
         seed=context.seed,
         work_dir=context.work_dir,
         augment=context.workload.augment,
+        constraints=constraints,
         on_progress=context.on_progress,
     )
-    return replace(student, module=fitted.module)
+    return replace(student, module=fitted.module, constraints=constraints)
 
 
 def epochs_told(options: TrainOptions) -> str:

@@ -32,6 +32,8 @@ METHODS = {
     "distill": "edgekit.distill.response:run",
     "finetune": "edgekit.compress.finetune:run",
     "sense": "edgekit.sensing.acquisition:run",
+    "sparsify": "edgekit.compress.sparsify:run",
+    "share": "edgekit.compress.share:run",
 }
 """A step's key in a recipe to its function."""
 

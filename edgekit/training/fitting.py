@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from edgekit.errors import MissingDependencyError, WorkloadError
 from edgekit.schema import digest
 from edgekit.training.batches import BatchSource, EpochBatches
+from edgekit.training.constraints import constrained
 from edgekit.training.objective import Objective
 from edgekit.workload import sample_digest
 
 if TYPE_CHECKING:
     from edgekit.compress.options import TrainOptions
+    from edgekit.compress.student import WeightConstraint
     from edgekit.workload import MapDataset
 
 __all__ = ["TrainProgress", "TrainResult", "fit", "weights_digest"]
@@ -76,17 +78,19 @@ def fit(
     seed: int,
     work_dir: Path,
     augment: Callable[[Tensor], Tensor] | None = None,
+    constraints: Sequence[WeightConstraint] = (),
     after_step: Callable[[nn.Module], None] | None = None,
     checkpoint_seconds: float = 10.0,
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
     """Train `module` in place to the end of the last epoch; resumes from `work_dir` what was cut off there.
 
-    Where the objective needs no targets, items of `data` may have none (see `MapDataset`). `after_step` is called with
-    the module after each optimizer step, without grad: what must hold of the weights (zeros, shared values) is put
-    back there, as a function of the module alone. Checkpoints go to `work_dir/last.ckpt` after every epoch and every
-    `checkpoint_seconds` within one. Raises WorkloadError when data and module do not fit, UserError when the loss
-    stops being finite, KeyboardInterrupt on Ctrl-C with the last checkpoint kept.
+    Where the objective needs no targets, items of `data` may have none (see `MapDataset`). `constraints` keep zeros and
+    shared values (`training.constraints`). `after_step` is called with the module after each optimizer step, without
+    grad: what else must hold of the weights is put back there, as a function of the module alone. Checkpoints go to
+    `work_dir/last.ckpt` after every epoch and every `checkpoint_seconds` within one. Raises WorkloadError when data and
+    module do not fit, UserError when the loss stops being finite, KeyboardInterrupt on Ctrl-C with the last checkpoint
+    kept.
     """
     _require_lightning()
     from edgekit.training import checkpoint as checkpoints
@@ -97,10 +101,10 @@ def fit(
     work_dir.mkdir(parents=True, exist_ok=True)
     source = BatchSource(data, "train", labelled=objective.needs_targets)
     batches = EpochBatches(source, batch_size=options.batch_size, seed=seed, augment=augment)
-    key = _fit_key(module, objective, data, options, seed)
+    key = _fit_key(module, objective, data, options, seed, constraints)
     on_step = _reporter(on_progress, options.epochs, len(batches))
     began = time.monotonic()
-    with loop.borrowed_process_state(options.threads):
+    with loop.borrowed_process_state(options.threads), constrained(module, constraints):
         training = loop.TrainingModule(
             module, objective, batches, options, seed=seed, on_step=on_step, after_step=after_step
         )
@@ -127,12 +131,19 @@ def _require_lightning() -> None:
         raise MissingDependencyError("training", extra="train", package="pytorch-lightning") from e
 
 
-def _fit_key(module: nn.Module, objective: Objective, data: MapDataset, options: TrainOptions, seed: int) -> str:
+def _fit_key(
+    module: nn.Module,
+    objective: Objective,
+    data: MapDataset,
+    options: TrainOptions,
+    seed: int,
+    constraints: Sequence[WeightConstraint],
+) -> str:
     """What a checkpoint must have been made from to be resumed."""
     parts = weights_digest(objective.parts) if objective.parts is not None else None
-    return digest(
-        weights_digest(module), parts, objective.key, sample_digest(data), options.model_dump(mode="json"), seed
-    )
+    held = [constraint.model_dump(mode="json") for constraint in constraints]
+    trained = (objective.key, sample_digest(data), options.model_dump(mode="json"), seed)
+    return digest(weights_digest(module), parts, *trained, held)
 
 
 def _reporter(
