@@ -28,14 +28,17 @@ def train_teacher(
     seed: int,
     work_dir: Path,
     weights_base: Path,
+    pretrained: nn.Module | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> nn.Module:
     """The teacher in eval mode: trained, or with the weights of a file (relative to `weights_base`), or as it is.
 
+    Training starts from `pretrained`, which it changes in place, where that is given.
+
     Raises WorkloadError for weights that are not this model's, for training without data, and for a model that is a
     factory (so has no weights) with neither.
     """
-    module = fresh_model(workload, seed=seed)
+    module = pretrained if pretrained is not None else fresh_model(workload, seed=seed)
     if options.weights is not None:
         load_weights(module, weights_base / options.weights)
     elif options.train is not None:
