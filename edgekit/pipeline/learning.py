@@ -181,6 +181,10 @@ def training_progress(context: Context, stage: str) -> Callable[[TrainProgress],
         text = f"epoch {progress.epoch}/{progress.epochs} · loss {progress.loss:.3f}"
         if progress.accuracy is not None:
             text += f" · accuracy {progress.accuracy:.1%}"
+        if progress.validation is not None:
+            text += f" · validation loss {progress.validation.loss:.3f}"
+        if progress.seconds_left is not None:
+            text += f" · {round(progress.seconds_left)} s left"
         context.observe(StageEvent(stage=stage, status=StageStatus.PROGRESS, fraction=fraction, text=text))
 
     return tell

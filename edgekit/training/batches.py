@@ -1,8 +1,7 @@
-"""Batches out of a map-style data set, in an order that depends only on the seed and the epoch.
+"""Batches out of a map-style data set, and the random generators its items may draw from.
 
 A tensor data set (`torch.utils.data.TensorDataset`) is read by index_select, whole batches at a time; any other
-item by item. Before each batch is fetched every random generator is seeded from (seed, epoch, batch), so that a run
-resumed in the middle of an epoch sees the very batches, augmented the very way, that it would have seen.
+item by item.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from edgekit.training.objective import NO_TARGET, Batch
 if TYPE_CHECKING:
     from edgekit.workload import MapDataset
 
-__all__ = ["BatchSource", "EpochBatches", "derive_seed", "generators_kept", "joined", "seed_generators"]
+__all__ = ["BatchSource", "derive_seed", "describe", "generators_kept", "joined", "seed_generators"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -44,12 +43,17 @@ def seed_generators(seed: int) -> None:
 def generators_kept() -> Iterator[None]:
     """Gives torch's, numpy's and Python's global generators back as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=_gpus()):
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def _gpus() -> list[int]:
+    """GPUs this process has used already; asking for others' generators would start them."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class BatchSource:
     def _pair(self, item: Any) -> tuple[Any, Any]:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise WorkloadError(
-                f"{self.name} data: an item is {_describe(item)}, not (input, target)",
+                f"{self.name} data: an item is {describe(item)}, not (input, target)",
                 hint="__getitem__ must return a tuple of the input (a tensor, or a tuple of tensors) and the target",
             )
         return item[0], item[1]
@@ -108,7 +112,7 @@ class BatchSource:
         try:
             return torch.utils.data.default_collate(values)
         except (TypeError, RuntimeError, ValueError, KeyError) as e:
-            shapes = sorted({_describe(value) for value in values})
+            shapes = sorted({describe(value) for value in values})
             raise WorkloadError(
                 f"{self.name} data: items cannot be stacked into a batch ({e}); seen: {', '.join(shapes[:4])}",
                 hint="every input needs the same shape and dtype; resize or pad in the data set",
@@ -117,12 +121,12 @@ class BatchSource:
     def _checked(self, inputs: tuple[Tensor, ...], targets: Any, indices: Tensor) -> Batch:
         for value in inputs:
             if not isinstance(value, Tensor):
-                raise WorkloadError(f"{self.name} data: an input is {_describe(value)}, not a tensor")
+                raise WorkloadError(f"{self.name} data: an input is {describe(value)}, not a tensor")
         if not self.labelled:
             return Batch(inputs=inputs, indices=indices)
         if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.dtype.is_floating_point:
             raise WorkloadError(
-                f"{self.name} data: targets of a batch are {_describe(targets)}; classification needs one class "
+                f"{self.name} data: targets of a batch are {describe(targets)}; classification needs one class "
                 "number (an int from 0) per item"
             )
         return Batch(inputs=inputs, targets=targets.long(), indices=indices)
@@ -140,7 +144,10 @@ class _Joined(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         known = len(self.labelled)
-        return self.labelled[index] if index < known else (_input_of(self.unlabelled[index - known]), NO_TARGET)
+        if index >= known:
+            return _input_of(self.unlabelled[index - known]), NO_TARGET
+        value, target = self.labelled[index]
+        return value, int(target)
 
 
 def joined(labelled: MapDataset, unlabelled: MapDataset) -> MapDataset:
@@ -158,51 +165,10 @@ def _input_of(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) and item else item
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """`a float32 tensor of shape (3, 32, 32)`, for errors."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
-
-
-class EpochBatches:
-    """An iterable of one epoch's batches that starts at `position` (batches already trained on, over all epochs)."""
-
-    def __init__(
-        self,
-        source: BatchSource,
-        *,
-        batch_size: int,
-        seed: int,
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.source = source
-        # A last batch of one sample has no variance for batch normalisation; the remainder is dropped, as is usual.
-        self.batch_size = min(batch_size, len(source))
-        self.seed = seed
-        self.augment = augment
-        self.position = 0
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.source) // self.batch_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch, start = divmod(self.position, len(self))
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        order = torch.randperm(len(self.source), generator=generator)
-        for index in range(start, len(self)):
-            seed_generators(derive_seed(self.seed, "fetch", epoch, index))
-            batch = self.source.fetch(order[index * self.batch_size : (index + 1) * self.batch_size])
-            yield self._augmented(batch)
-
-    def _augmented(self, batch: Batch) -> Batch:
-        if self.augment is None:
-            return batch
-        first = self.augment(batch.inputs[0])
-        if not isinstance(first, Tensor) or first.shape != batch.inputs[0].shape:
-            raise WorkloadError(
-                f"augment turned {_describe(batch.inputs[0])} into {_describe(first)}; it must keep the batch's shape"
-            )
-        return Batch(inputs=(first, *batch.inputs[1:]), targets=batch.targets, indices=batch.indices)

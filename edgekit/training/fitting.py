@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from edgekit.errors import MissingDependencyError, WorkloadError
 from edgekit.schema import digest
-from edgekit.training.batches import BatchSource, EpochBatches
 from edgekit.training.constraints import constrained
 from edgekit.training.objective import Objective
+from edgekit.training.validation import Judgement
 from edgekit.workload import sample_digest
 
 if TYPE_CHECKING:
     from edgekit.compress.options import TrainOptions
     from edgekit.compress.student import WeightConstraint
+    from edgekit.training.lightning_loop import StepReport
     from edgekit.workload import MapDataset
 
 __all__ = ["TrainProgress", "TrainResult", "fit", "weights_digest"]
@@ -41,6 +42,10 @@ class TrainProgress:
     """Running mean over about the last 50 batches."""
     accuracy: float | None
     """Running top-1 on the (augmented) training batches, 0 to 1; None where nothing has targets."""
+    validation: Judgement | None = None
+    """The latest epoch on the held-out share, where there is one."""
+    seconds_left: float | None = None
+    """At the pace so far; None at the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,10 @@ class TrainResult:
     """Wall time of this call; what ran before an interruption is not in it."""
     resumed_from: int
     """Steps that were already done when this call began."""
+    validation: Judgement | None = None
+    """The held-out share judged by the weights that `module` has, those of `best_epoch`."""
+    best_epoch: int | None = None
+    """From 1; None without a held-out share: the weights are then the last ones."""
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -93,34 +102,40 @@ def fit(
     kept.
     """
     _require_lightning()
-    from edgekit.training import checkpoint as checkpoints
-    from edgekit.training import lightning_loop as loop
+    from edgekit.training.session import Session
 
     if not any(p.requires_grad for p in module.parameters()):
         raise WorkloadError("the model has no parameters to train (all have requires_grad=False)")
+    if not len(data):
+        raise WorkloadError("train data: there are no items to train on")
     work_dir.mkdir(parents=True, exist_ok=True)
-    source = BatchSource(data, "train", labelled=objective.needs_targets)
-    batches = EpochBatches(source, batch_size=options.batch_size, seed=seed, augment=augment)
-    key = _fit_key(module, objective, data, options, seed, constraints)
+    session = Session(
+        module=module,
+        objective=objective,
+        data=data,
+        options=options,
+        seed=seed,
+        work_dir=work_dir,
+        key=_fit_key(module, objective, data, options, seed, constraints),
+        augment=augment,
+        after_step=after_step,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    batches, validation = session.batches()
     on_step = _reporter(on_progress, options.epochs, len(batches))
     began = time.monotonic()
-    with loop.borrowed_process_state(options.threads), constrained(module, constraints):
-        training = loop.TrainingModule(
-            module, objective, batches, options, seed=seed, on_step=on_step, after_step=after_step
-        )
-        writer = checkpoints.CheckpointWriter(work_dir, key=key, seconds=checkpoint_seconds)
-        trainer = loop.make_trainer(work_dir, epochs=options.epochs, callbacks=[writer])
-        module.train()
-        loop.run_trainer(trainer, training, checkpoint=checkpoints.usable_checkpoint(work_dir, key=key))
-    module.eval()
-    loss, accuracy = training.means.current()
+    with constrained(module, constraints):
+        trained = session.train(batches, validation, on_step)
+    loss, accuracy = trained.means.current()
     return TrainResult(
         module=module,
         steps=batches.position,
         loss=loss,
         accuracy=accuracy,
         seconds=time.monotonic() - began,
-        resumed_from=training.first_step,
+        resumed_from=trained.first_step,
+        validation=trained.best.judgement,
+        best_epoch=trained.best.epoch,
     )
 
 
@@ -148,19 +163,28 @@ def _fit_key(
 
 def _reporter(
     on_progress: Callable[[TrainProgress], None] | None, epochs: int, steps_per_epoch: int
-) -> Callable[[int, float, float | None], None] | None:
+) -> Callable[[StepReport], None] | None:
     if on_progress is None:
         return None
+    total = epochs * steps_per_epoch
+    began: list[tuple[float, int]] = []
 
-    def report(step: int, loss: float, accuracy: float | None) -> None:
+    def report(done: StepReport) -> None:
+        now = time.monotonic()
+        if not began:
+            began.append((now, done.step))
+        since, first = began[0]
+        measured = done.step - first
         on_progress(
             TrainProgress(
-                epoch=(step - 1) // steps_per_epoch + 1,
+                epoch=(done.step - 1) // steps_per_epoch + 1,
                 epochs=epochs,
-                step=step,
-                total_steps=epochs * steps_per_epoch,
-                loss=loss,
-                accuracy=accuracy,
+                step=done.step,
+                total_steps=total,
+                loss=done.loss,
+                accuracy=done.accuracy,
+                validation=done.validation,
+                seconds_left=(now - since) / measured * (total - done.step) if measured else None,
             )
         )
 

@@ -1,31 +1,41 @@
-"""The PyTorch Lightning side of the training loop: the module, its progress, and a Trainer that keeps quiet."""
+"""The Lightning module of the training loop: one optimisation step, validation, and what a checkpoint holds."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import signal
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from edgekit.errors import EdgekitError, UserError
-from edgekit.training.batches import EpochBatches, derive_seed, generators_kept, seed_generators
+from edgekit.errors import UserError
+from edgekit.training.batches import derive_seed, seed_generators
+from edgekit.training.epochs import EpochBatches, ValidationBatches
 from edgekit.training.objective import Batch, Objective, top1_counts
+from edgekit.training.schedules import make_optimizer, make_schedule
+from edgekit.training.validation import BestWeights, Judged, Judgement
 
 if TYPE_CHECKING:
     from edgekit.compress.options import TrainOptions
 
-__all__ = ["RunningMeans", "TrainingModule", "borrowed_process_state", "make_trainer", "run_trainer"]
+__all__ = ["RunningMeans", "StepReport", "TrainingModule"]
 
-_LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning", "lightning.pytorch", "lightning.fabric")
+_LOG_EVERY = 20
+"""Steps between two points of a curve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What is told after a step."""
+
+    step: int
+    loss: float
+    accuracy: float | None
+    validation: Judgement | None
+    """Of the latest epoch that was judged."""
 
 
 @dataclass(slots=True)
@@ -73,7 +83,8 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         options: TrainOptions,
         *,
         seed: int,
-        on_step: Callable[[int, float, float | None], None] | None,
+        validation: ValidationBatches | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
         after_step: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
@@ -81,12 +92,15 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         self.parts = objective.parts if objective.parts is not None else nn.Module()
         # In a tuple, lest one that is an nn.Module is registered: a teacher within is not trained, moved or saved.
         self._objective = (objective,)
-        self.after_step = after_step
         self.batches = batches
+        self.validation = validation
         self.options = options
         self.seed = seed
         self.on_step = on_step
+        self.after_step = after_step
         self.means = RunningMeans()
+        self.judged = Judged()
+        self.best = BestWeights(monitor=options.monitor)
         self.first_step = 0
 
     @property
@@ -98,111 +112,110 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         return self.options.epochs * len(self.batches)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=self.options.learning_rate,
-            weight_decay=self.options.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.options.learning_rate, total_steps=max(self.total_steps, 2)
-        )
+        optimizer = make_optimizer([p for p in self.parameters() if p.requires_grad], self.options)
+        schedule = make_schedule(optimizer, self.options, len(self.batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        self.objective.to(self.device)
+        self.batches.rank = self.global_rank
+        if self.validation is not None:
+            self.validation.rank = self.global_rank
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch  # training is on the CPU, where the data is
+        if isinstance(batch, tuple):
+            return self.transfer_batch_to_device(batch[0], device, dataloader_idx), batch[1]
+        return batch if device.type == "cpu" else batch.to(device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed_generators(derive_seed(self.seed, "step", self.batches.position))
+        apart = (self.global_rank,) if self.global_rank else ()
+        seed_generators(derive_seed(self.seed, "step", self.batches.position, *apart))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         outcome = self.objective.step(self.module, batch)
-        value = float(outcome.loss.detach())
+        value, right, labelled = self._over_devices(
+            float(outcome.loss.detach()) / self.trainer.world_size, *top1_counts(outcome.outputs, batch)
+        )
         if not math.isfinite(value):
-            raise UserError(
-                f"training diverged: the loss is {value} at step {self.batches.position + 1} of {self.total_steps} "
-                f"(learning_rate {self.options.learning_rate:g})",
-                hint=f"lower the learning rate, to {self.options.learning_rate / 10:g} say; "
-                "if it happens at step 1, look for values that are not finite in the data",
-            )
-        self.means.add(value, *top1_counts(outcome.outputs, batch))
+            raise self._diverged(f"the loss is {value}", self.batches.position + 1)
+        self.means.add(value, int(right), int(labelled))
         return outcome.loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.objective.after_step(self.module, self.batches.position + 1, self.total_steps)
+            if self.after_step is not None:
+                self.after_step(self.module)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches.position += 1
-        with torch.no_grad():
-            self.objective.after_step(self.module, self.batches.position, self.total_steps)
-            if self.after_step is not None:
-                self.after_step(self.module)
-        if self.on_step is not None:
-            self.on_step(self.batches.position, *self.means.current())
+        loss, accuracy = self.means.current()
+        if self.logger is not None and self.batches.position % min(_LOG_EVERY, len(self.batches)) == 0:
+            self._log_curves(loss, accuracy)
+        if self.on_step is not None and self.global_rank == 0:
+            self.on_step(
+                StepReport(step=self.batches.position, loss=loss, accuracy=accuracy, validation=self.judged.latest)
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        self.judged.start()
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        # An objective that draws (two views) draws the same in every epoch, so that epochs can be compared.
+        seed_generators(derive_seed(self.seed, "validation", batch_idx, self.global_rank))
+
+    def validation_step(self, batch: tuple[Batch, int], batch_idx: int) -> None:
+        outcome = self.objective.step(self.module, batch[0])
+        right, labelled = top1_counts(outcome.outputs, batch[0]) if batch[1] else (0, 0)
+        self.judged.add(float(outcome.loss) * batch[1], batch[1], right, labelled)
+
+    def on_validation_epoch_end(self) -> None:
+        judgement = self.judged.finish(self._over_devices(*self.judged.sums))
+        if not math.isfinite(judgement.loss):
+            raise self._diverged(f"the validation loss is {judgement.loss}", self.batches.position)
+        score = self.best.offer(judgement, self.current_epoch + 1, self)
+        self.log("validation_score", score, logger=False)
+        if self.logger is not None:
+            curves = {"validation_loss": judgement.loss, "validation_accuracy": judgement.accuracy}
+            self.logger.log_metrics({k: v for k, v in curves.items() if v is not None}, step=self.batches.position)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["edgekit_means"] = self.means.dump()
+        checkpoint["edgekit_judged"] = self.judged.dump()
+        checkpoint["edgekit_best"] = self.best.dump()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The optimizer's count, not a position saved by the batches: callbacks save before on_train_batch_end here.
         self.batches.position = self.first_step = int(checkpoint["global_step"])
         self.means = RunningMeans.load(checkpoint["edgekit_means"])
+        self.judged.load(checkpoint["edgekit_judged"])
+        self.best.load(checkpoint["edgekit_best"])
 
+    def require_finite_weights(self) -> None:
+        """Raise UserError where a weight is not finite: such a checkpoint would be of no use."""
+        for name, value in self.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise self._diverged(f"the weights of {name} are not finite", self.global_step)
 
-@contextlib.contextmanager
-def borrowed_process_state(threads: int | None) -> Iterator[None]:
-    """Gives back, on leaving, what training changes in the process.
+    def _over_devices(self, *values: float) -> tuple[float, ...]:
+        """The sums of `values` over all devices."""
+        if self.trainer.world_size == 1:
+            return values
+        summed = self.trainer.strategy.reduce(torch.tensor(values, device=self.device), reduce_op="sum")
+        return tuple(summed.tolist())
 
-    That is: torch's threads, the three random generators, the SIGINT handler, warning filters, Lightning's log level.
-    """
-    loggers = [logging.getLogger(name) for name in _LIGHTNING_LOGGERS]
-    levels = [log.level for log in loggers]
-    before = torch.get_num_threads()
-    with warnings.catch_warnings(), generators_kept():
-        # Lightning comments on every choice made here (no workers, no logger, no validation); its own words only.
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)(\..*)?")
-        warnings.filterwarnings("ignore", category=_possible_user_warning())
-        for log in loggers:
-            log.setLevel(logging.ERROR)
-        try:
-            if threads is not None:
-                torch.set_num_threads(threads)
-            yield
-        finally:
-            torch.set_num_threads(before)
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)
+    def _diverged(self, what: str, step: int) -> UserError:
+        rate = self.options.learning_rate
+        return UserError(
+            f"training diverged: {what} at step {step} of {self.total_steps} (learning_rate {rate:g}); "
+            "the last good checkpoint is kept",
+            hint=f"lower the learning rate, to {rate / 10:g} say, or give gradient_clip: 1.0; "
+            "if it happens at step 1, look for values that are not finite in the data",
+        )
 
-
-def _possible_user_warning() -> type[Warning]:
-    from lightning_fabric.utilities.warnings import PossibleUserWarning
-
-    category: type[Warning] = PossibleUserWarning
-    return category
-
-
-def make_trainer(work_dir: Path, *, epochs: int, callbacks: list[pl.Callback]) -> Any:
-    """A Lightning Trainer on the CPU that prints nothing and writes nothing of its own."""
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        logger=False,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=work_dir,
-    )
-
-
-def run_trainer(trainer: Any, module: TrainingModule, *, checkpoint: Path | None) -> None:
-    """Train to the end; raises KeyboardInterrupt on Ctrl-C, which Lightning would turn into sys.exit(1)."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, train_dataloaders=module.batches, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as e:
-        if not isinstance(e.__context__, KeyboardInterrupt):
-            raise
-        # Lightning left SIGINT ignored on its way out (trainer/call.py): a later Ctrl-C must work.
-        signal.signal(signal.SIGINT, before)
-        raise KeyboardInterrupt from e
-    except (EdgekitError, KeyboardInterrupt):
-        raise
+    def _log_curves(self, loss: float, accuracy: float | None) -> None:
+        curves = {"loss": loss, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        if accuracy is not None:
+            curves["accuracy"] = accuracy
+        self.logger.log_metrics(curves, step=self.batches.position)

@@ -30,6 +30,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def to(self, device: torch.device) -> Batch:
+        """Inputs and targets on `device`; `indices` stay on the CPU."""
+        inputs = tuple(value.to(device, non_blocking=True) for value in self.inputs)
+        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
+        return Batch(inputs=inputs, indices=self.indices, targets=targets)
+
     def known_targets(self) -> Tensor:
         """The targets; raises WorkloadError for a batch without."""
         if self.targets is None:

@@ -164,7 +164,7 @@ def test_ctrl_c_raises_keyboard_interrupt_and_leaves_sigint_alone(tmp_path: Path
 def test_training_is_quiet_and_tidy(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing on stdout or stderr, no file beside the checkpoint, process-wide state as it was."""
+    """Nothing on stdout or stderr, no file beside checkpoint and curves, process-wide state as it was."""
     monkeypatch.chdir(tmp_path)
     module = net()
     torch.manual_seed(5)
@@ -180,7 +180,11 @@ def test_training_is_quiet_and_tidy(
     assert torch.get_num_threads() == threads
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["last.ckpt", "work"]
+    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    assert len([name for name in files if "events.out.tfevents" in name]) == 1
+    assert [name for name in files if "events.out.tfevents" not in name] == [
+        "work", "work/last.ckpt", "work/logs", "work/logs/hparams.yaml",
+    ]  # fmt: skip
 
 
 def test_a_diverging_run_says_to_lower_the_learning_rate(tmp_path: Path) -> None:
