@@ -25,9 +25,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
-from edgekit.compress.options import DistillOptions, PruneOptions, TrainOptions
+from edgekit.compress.options import PruneOptions, TrainOptions
 from edgekit.compress.weight_options import ShareOptions, SparsifyOptions
 from edgekit.converters.registry import CONVERTERS
+from edgekit.distill.options import (
+    ArchitectureOptions,
+    BornAgainOptions,
+    DistillOptions,
+    SelfDistillOptions,
+    WeightDistillOptions,
+)
 from edgekit.errors import RecipeError
 from edgekit.schema import Record, near_miss, validation_problems
 from edgekit.sensing.options import SenseOptions
@@ -53,7 +60,11 @@ class Step(Record):
     `compress.steps.METHODS`."""
 
     prune: PruneOptions | None = None
+    architecture: ArchitectureOptions | None = None
     distill: DistillOptions | None = None
+    weight_distill: WeightDistillOptions | None = None
+    born_again: BornAgainOptions | None = None
+    self_distill: SelfDistillOptions | None = None
     finetune: TrainOptions | None = None
     sense: SenseOptions | None = None
     sparsify: SparsifyOptions | None = None

@@ -70,6 +70,8 @@ class Workload:
     name: str
     model: nn.Module | Callable[[], nn.Module]
     """The teacher: a module as it is (trained or not), or a factory of a fresh one."""
+    student: nn.Module | Callable[[], nn.Module] | None = None
+    """A student of another architecture, for the recipe's step `architecture`; a module or a factory."""
     example_inputs: tuple[Tensor, ...]
     """One batch as the app will send it; its batch size is the artifact's (usually 1)."""
     evaluation: MapDataset
@@ -94,16 +96,32 @@ class Workload:
 
     def build_model(self) -> nn.Module:
         """A fresh copy of the teacher's architecture, with the weights of `model` where it is an instance."""
+        return self._built("model", self.model)
+
+    def build_student(self) -> nn.Module:
+        """A fresh copy of `student`, with its weights where it is an instance; raises WorkloadError without one."""
+        if self.student is None:
+            raise WorkloadError(
+                f"workload '{self.name}' has no student",
+                hint="give edgekit.Workload(…, student=) a module, or a function that makes one",
+            )
+        return self._built("student", self.student)
+
+    def build_base(self, base: str) -> nn.Module:
+        """The architecture a stored student was made from: `model` or `student`."""
+        return self.build_student() if base == "student" else self.build_model()
+
+    def _built(self, field: str, given: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         import copy
 
         from torch import nn
 
-        model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
-        if not isinstance(model, nn.Module):
+        module = copy.deepcopy(given) if isinstance(given, nn.Module) else given()
+        if not isinstance(module, nn.Module):
             raise WorkloadError(
-                f"workload '{self.name}': model() returned {type(model).__name__}, not a torch.nn.Module"
+                f"workload '{self.name}': {field}() returned {type(module).__name__}, not a torch.nn.Module"
             )
-        return model
+        return module
 
     @property
     def has_weights(self) -> bool:
@@ -116,21 +134,27 @@ class Workload:
 def _check_workload(workload: Workload) -> None:
     """Raise WorkloadError naming the first field that is not what a workload needs."""
     try:
-        from torch import nn
+        import torch  # noqa: F401
     except ImportError as e:
         raise MissingDependencyError("a workload", extra="train", package="torch") from e
     wrong = (
-        (
-            None
-            if isinstance(workload.model, nn.Module) or callable(workload.model)
-            else f"model is {type(workload.model).__name__}; give a torch.nn.Module or a function that returns one"
-        )
+        _wrong_models(workload)
         or _wrong_examples(workload.example_inputs)
         or _wrong_task(workload.task)
         or _wrong_data(workload)
     )
     if wrong:
         raise WorkloadError(f"workload '{workload.name}': {wrong}")
+
+
+def _wrong_models(workload: Workload) -> str | None:
+    from torch import nn
+
+    for field in ("model", "student"):
+        given = getattr(workload, field)
+        if not (isinstance(given, nn.Module) or callable(given) or (given is None and field == "student")):
+            return f"{field} is {type(given).__name__}; give a torch.nn.Module or a function that returns one"
+    return None
 
 
 def _wrong_examples(examples: Any) -> str | None:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from edgekit.schema import Record
 
-__all__ = ["DistillOptions", "Fraction", "PruneOptions", "TrainOptions"]
+__all__ = ["Fraction", "PruneOptions", "TrainOptions"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -79,14 +79,3 @@ class PruneOptions(Record):
     """Module names that keep all their channels; the output layer always does."""
     round_to: Annotated[int, Field(ge=1)] = 8
     """Channel counts are multiples of this, which is what the int8 kernels like."""
-
-
-class DistillOptions(TrainOptions):
-    """Fine-tuning towards the teacher's responses (Hinton et al. 2015, eq. 1 and section 2).
-
-    loss = weight · T² · KL(softmax(teacher/T) ‖ softmax(student/T)) + (1 − weight) · cross-entropy
-    """
-
-    epochs: Annotated[int, Field(ge=1)] = 2
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.7

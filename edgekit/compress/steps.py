@@ -29,7 +29,11 @@ __all__ = ["METHODS", "StepContext", "StepResult", "first_student", "run_step"]
 
 METHODS = {
     "prune": "edgekit.compress.prune:run",
-    "distill": "edgekit.distill.response:run",
+    "architecture": "edgekit.distill.architecture:run",
+    "distill": "edgekit.distill.distilling:run",
+    "weight_distill": "edgekit.distill.weights:run",
+    "born_again": "edgekit.distill.generations:run",
+    "self_distill": "edgekit.distill.exits:run",
     "finetune": "edgekit.compress.finetune:run",
     "sense": "edgekit.sensing.acquisition:run",
     "sparsify": "edgekit.compress.sparsify:run",
@@ -47,6 +51,8 @@ class StepContext:
     seed: int
     work_dir: Path
     """Survives a kill: what an interrupted step resumes from."""
+    base: Path = Path()
+    """The recipe's folder: relative paths in the options start here."""
     on_progress: Callable[[TrainProgress], None] | None = None
 
 
@@ -73,6 +79,7 @@ def run_step(
     *,
     seed: int,
     work_dir: Path,
+    base: Path = Path(),
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> Student:
     """The next student, with one more LineageStep that says what the step did to size, cost and accuracy.
@@ -82,7 +89,9 @@ def run_step(
     reference = teacher if isinstance(teacher, TeacherReference) else TeacherReference(teacher, workload)
     began = time.monotonic()
     before = _known_effect(student) or measure_effect(student.module, reference)
-    context = StepContext(teacher=reference, workload=workload, seed=seed, work_dir=work_dir, on_progress=on_progress)
+    context = StepContext(
+        teacher=reference, workload=workload, seed=seed, work_dir=work_dir, base=base, on_progress=on_progress
+    )
     result: StepResult = _method(step.kind)(student, step.options, context)
     after = measure_effect(result.student.module, reference)
     done = LineageStep(

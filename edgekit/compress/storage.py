@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
 from edgekit.artifact import LineageStep
-from edgekit.compress.student import Edit, Student, WeightConstraint, replay
+from edgekit.compress.student import Base, Edit, Student, WeightConstraint, replay
 from edgekit.errors import ArtifactError, HostError, WorkloadError
 from edgekit.schema import Record, read_record, write_atomically
 from edgekit.training.weights import load_weights, safetensors_function
@@ -22,6 +22,7 @@ STUDENT_NAME = "student.json"
 
 class _StudentRecord(Record):
     schema_version: Literal[1] = 1
+    base: Base = "model"
     edits: tuple[Edit, ...] = ()
     constraints: tuple[WeightConstraint, ...] = ()
     lineage: tuple[LineageStep, ...] = ()
@@ -30,7 +31,9 @@ class _StudentRecord(Record):
 def save_student(student: Student, folder: Path) -> None:
     """Write `student` into `folder`; `student.json` comes last, so where it is the student is whole."""
     save_model = safetensors_function("save_model")
-    record = _StudentRecord(edits=student.edits, constraints=student.constraints, lineage=student.lineage)
+    record = _StudentRecord(
+        base=student.base, edits=student.edits, constraints=student.constraints, lineage=student.lineage
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{WEIGHTS_NAME}.partial"
@@ -42,8 +45,12 @@ def save_student(student: Student, folder: Path) -> None:
         raise HostError(f"{folder}: the student cannot be written: {e}") from e
 
 
-def load_student(folder: Path, fresh: nn.Module, example_inputs: Sequence[Tensor]) -> Student:
-    """The student saved in `folder`, its edits replayed on `fresh`, the workload's unpruned architecture.
+def load_student(
+    folder: Path, fresh: nn.Module | Callable[[Base], nn.Module], example_inputs: Sequence[Tensor]
+) -> Student:
+    """The student saved in `folder`, its edits replayed on `fresh`, the architecture they started from.
+
+    `fresh` may be `workload.build_base`, which is then asked for the one the student names.
 
     Raises ArtifactError when a file is missing or broken or does not belong to that architecture.
     """
@@ -54,11 +61,18 @@ def load_student(folder: Path, fresh: nn.Module, example_inputs: Sequence[Tensor
     except (OSError, ValueError) as e:
         raise ArtifactError(f"{folder / STUDENT_NAME}: {e}") from e
     try:
-        module = replay(fresh, record.edits, example_inputs)
+        start = fresh if isinstance(fresh, nn.Module) else fresh(record.base)
+        module = replay(start, record.edits, example_inputs)
         load_weights(module, folder / WEIGHTS_NAME)
     except (ValueError, WorkloadError) as e:
         raise ArtifactError(
             f"{folder}: the student does not fit the workload's model: {e}",
             hint="the model's code changed since the student was made; run the step again",
         ) from e
-    return Student(module=module.eval(), edits=record.edits, constraints=record.constraints, lineage=record.lineage)
+    return Student(
+        module=module.eval(),
+        base=record.base,
+        edits=record.edits,
+        constraints=record.constraints,
+        lineage=record.lineage,
+    )

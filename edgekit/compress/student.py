@@ -21,7 +21,7 @@ from edgekit.sensing.options import MatrixKind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Edit", "PruningEdit", "SensingEdit", "Student", "WeightConstraint", "replay"]
+__all__ = ["Base", "Edit", "PruningEdit", "SensingEdit", "Student", "WeightConstraint", "replay"]
 
 
 class PruningEdit(Record):
@@ -60,11 +60,17 @@ class WeightConstraint(Record):
     kind: Literal["sparse", "shared"]
 
 
+Base = Literal["model", "student"]
+"""The workload's field that holds an architecture: the teacher's, or a student's of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Student:
     """A module in eval mode, the edits that made its shape, and the steps that made it."""
 
     module: nn.Module
+    base: Base = "model"
+    """Which of the workload's architectures the edits start from."""
     edits: tuple[Edit, ...] = ()
     constraints: tuple[WeightConstraint, ...] = ()
     lineage: tuple[LineageStep, ...] = field(default=())

@@ -128,9 +128,15 @@ def _with_weights(workload: Workload, weights: Path) -> nn.Module:
     from edgekit.training.weights import load_weights
 
     if weights.is_dir():
-        return load_student(weights, workload.build_model(), workload.example_inputs).module
+        return load_student(weights, workload.build_base, workload.example_inputs).module
     module = workload.build_model()
-    load_weights(module, weights)
+    try:
+        load_weights(module, weights)
+    except WorkloadError:
+        if workload.student is None:
+            raise
+        module = workload.build_student()
+        load_weights(module, weights)
     return module.eval()
 
 

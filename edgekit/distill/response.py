@@ -21,56 +21,66 @@ from torch import Tensor, nn
 
 from edgekit.errors import WorkloadError
 from edgekit.schema import digest, write_atomically
-from edgekit.training.evaluation import evaluate_outputs, forward
+from edgekit.training.evaluation import collect_outputs, evaluate_outputs, forward
 from edgekit.training.fitting import weights_digest
-from edgekit.training.objective import Batch, Objective
+from edgekit.training.objective import NO_TARGET, Batch, Objective
 from edgekit.workload import sample_digest
 
 if TYPE_CHECKING:
-    from edgekit.compress.options import DistillOptions
-    from edgekit.compress.steps import StepContext, StepResult
-    from edgekit.compress.student import Student
+    from edgekit.distill.options import DistillOptions
     from edgekit.workload import MapDataset
 
-__all__ = ["ResponseDistillation", "distillation_loss", "response_distillation", "run", "teacher_responses"]
+__all__ = [
+    "ResponseDistillation",
+    "check_same_outputs",
+    "distillation_loss",
+    "response_distillation",
+    "teacher_responses",
+]
 
 logger = getLogger(__name__)
 
 
-def run(student: Student, options: DistillOptions, context: StepContext) -> StepResult:
-    """The recipe's `distill` step."""
-    from edgekit.compress.finetune import epochs_told, trained_student
-    from edgekit.compress.steps import StepResult
-    from edgekit.training.teacher import training_data
-
-    workload = context.workload
-    data = training_data(workload, "distillation")
-    objective = response_distillation(
-        context.teacher.module, data, options, work_dir=context.work_dir, augmented=workload.augment is not None
-    )
-    trained = trained_student(student, objective, data, options, context)
-    told = f"distilled for {epochs_told(options)} at T={options.temperature:g}"
-    return StepResult(student=trained, summary=told)
-
-
 def distillation_loss(
     student: Tensor,
-    teacher: Tensor,
-    targets: Tensor,
+    teacher: Tensor | None,
+    targets: Tensor | None,
     *,
     temperature: float,
     weight: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The scalar loss of `student` logits `[B, classes]` against `teacher` logits and `targets` `[B]`, batch mean."""
-    soft = F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    hard = F.cross_entropy(student, targets, label_smoothing=label_smoothing)
-    return weight * temperature**2 * soft + (1 - weight) * hard
+    """The scalar loss of `student` logits `[B, classes]` against `teacher` logits and `targets` `[B]`.
+
+    Each term is a mean: the soft one over the batch, the hard one over the samples that have a target. What is not
+    given, or is NO_TARGET, has no part; `teacher` may be None where `weight` is 0.
+    """
+    loss = student.new_zeros(())
+    if weight > 0 and teacher is not None:
+        soft = F.kl_div(
+            F.log_softmax(student / temperature, dim=1),
+            F.log_softmax(teacher / temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        loss = loss + weight * temperature**2 * soft
+    if weight < 1 and targets is not None:
+        labelled = targets != NO_TARGET
+        if bool(labelled.any()):
+            hard = F.cross_entropy(student[labelled], targets[labelled], label_smoothing=label_smoothing)
+            loss = loss + (1 - weight) * hard
+    # A batch in which nothing is asked still has a gradient, of zero.
+    return loss if loss.requires_grad or not student.requires_grad else loss + 0.0 * student.sum()
+
+
+def check_same_outputs(student: Tensor, teacher: Tensor) -> None:
+    """Raise WorkloadError, with both shapes, unless the outputs of student and teacher have the same."""
+    if teacher.shape != student.shape:
+        raise WorkloadError(
+            f"the teacher gives {tuple(teacher.shape)} where the student gives {tuple(student.shape)}; "
+            "response distillation needs the same classes in both",
+            hint="give the student's last layer the teacher's number of outputs, or distil features alone (weight: 0)",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +101,7 @@ class ResponseDistillation(Objective):
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The distillation loss of `outputs` `[B, classes]`; raises WorkloadError for a teacher of other classes."""
         teacher = self._teacher_logits(batch)
-        if teacher.shape != outputs.shape:
-            raise WorkloadError(
-                f"the teacher gives {tuple(teacher.shape)} where the student gives {tuple(outputs.shape)}; "
-                "response distillation needs the same classes in both"
-            )
+        check_same_outputs(outputs, teacher)
         return distillation_loss(
             outputs,
             teacher,
@@ -123,7 +129,7 @@ def response_distillation(
 
 
 def teacher_responses(
-    teacher: nn.Module, data: MapDataset, *, work_dir: Path
+    teacher: nn.Module, data: MapDataset, *, work_dir: Path, has_targets: bool = True
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """The teacher's logits on all of `data`, `float32 [N, classes]`; kept in `work_dir` as .npy for a resumed run."""
     key = digest("responses", weights_digest(teacher), sample_digest(data))
@@ -136,7 +142,10 @@ def teacher_responses(
         else:
             if stored.shape[:1] == (len(data),) and stored.dtype == np.float32:
                 return np.asarray(stored)
-    outputs, _ = evaluate_outputs(teacher, data, name="train")
+    if has_targets:
+        outputs, _ = evaluate_outputs(teacher, data, name="train")
+    else:
+        outputs = collect_outputs(teacher, data, name="train")
     write_atomically(path, _npy_bytes(outputs))
     return outputs
 

@@ -12,7 +12,7 @@ from edgekit.compress.student import Student
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.pipeline.facts import tool_versions
 from edgekit.pipeline.workspace import Stage
-from edgekit.recipe import Recipe
+from edgekit.recipe import Recipe, Step
 from edgekit.schema import sha256_of
 from edgekit.workload import LoadedWorkload, sample_digest
 
@@ -87,6 +87,7 @@ def learn(context: Context) -> Learned:
         key: list[object] = [VERSION, before.key, step, context.recipe.seed, _train_versions()]
         if context.identity.unlabelled is not None:
             key.append(context.identity.unlabelled)
+        key += _files_of(context, step)
         stage = context.stage(name, key, build)
         student = _load(context, stage)
     return Learned(teacher=teacher, student=student, teacher_stage=teacher_stage, student_stage=stage)
@@ -137,15 +138,25 @@ def _step(context: Context, teacher: TeacherReference, student: Student, number:
         context.workload,
         seed=context.recipe.seed,
         work_dir=work,
+        base=context.base,
         on_progress=training_progress(context, f"{number}-{step.kind}"),
     )
     save_student(made, out)
 
 
+def _files_of(context: Context, step: Step) -> list[object]:
+    """The identity of the files a step's options name: their bytes, not their names, are what it is made from."""
+    named = getattr(step.options, "teacher_outputs", None)
+    if named is None:
+        return []
+    path = context.base / named
+    return [sha256_of(path) if path.is_file() else named]
+
+
 def _load(context: Context, stage: Stage) -> Student:
     from edgekit.compress.storage import load_student
 
-    return load_student(stage.folder, context.workload.build_model(), context.workload.example_inputs)
+    return load_student(stage.folder, context.workload.build_base, context.workload.example_inputs)
 
 
 def reference_outputs(context: Context, name: str, student: Student, made_by: Stage) -> Reference:
