@@ -33,14 +33,14 @@ def pseudoinverse(matrix: Tensor) -> Tensor:
     return inverse.to(matrix.dtype)
 
 
-def linear_estimate(sensor: Sensor, data: MapDataset, position: int) -> tuple[Tensor, Tensor]:
+def linear_estimate(sensor: Sensor, data: MapDataset, position: int, *, labelled: bool = True) -> tuple[Tensor, Tensor]:
     """W `[n, m]` and v `[n]` of the linear estimate x̂ = W y + v, by the blocks of `data`'s inputs at `position`.
 
     Raises WorkloadError for data that are not finite.
     """
     size = sensor.matrix.shape[1]
     count, total, second = 0, torch.zeros(size).double(), torch.zeros(size, size).double()
-    for blocks in _blocks(sensor, data, position):
+    for blocks in _blocks(sensor, data, position, labelled):
         exact = blocks.double()
         total += exact.sum(0)
         second += exact.T @ exact
@@ -66,8 +66,8 @@ def lmmse(matrix: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Ten
     return weight, mean - weight @ (exact @ mean)
 
 
-def _blocks(sensor: Sensor, data: MapDataset, position: int) -> Iterator[Tensor]:
-    source = BatchSource(data, "train")
+def _blocks(sensor: Sensor, data: MapDataset, position: int, labelled: bool) -> Iterator[Tensor]:
+    source = BatchSource(data, "train", labelled=labelled)
     wanted = min(len(source), SAMPLES)
     chosen = torch.linspace(0, len(source) - 1, wanted, dtype=torch.float64).round().long()
     for indices in torch.split(chosen, 512):
