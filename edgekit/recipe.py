@@ -25,7 +25,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
-from edgekit.compress.options import PruneOptions, TrainOptions
+from edgekit.compress.options import TrainOptions
+from edgekit.compress.prune_options import LowRankOptions, PruneOptions
 from edgekit.compress.weight_options import ShareOptions, SparsifyOptions
 from edgekit.converters.registry import CONVERTERS
 from edgekit.distill.options import (
@@ -44,6 +45,7 @@ __all__ = [
     "ConvertOptions",
     "DeviceEntry",
     "DistillOptions",
+    "LowRankOptions",
     "PruneOptions",
     "Recipe",
     "Step",
@@ -60,6 +62,7 @@ class Step(Record):
     `compress.steps.METHODS`."""
 
     prune: PruneOptions | None = None
+    low_rank: LowRankOptions | None = None
     architecture: ArchitectureOptions | None = None
     distill: DistillOptions | None = None
     weight_distill: WeightDistillOptions | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["count_macs", "count_parameters", "weight_bytes"]
+__all__ = ["count_macs", "count_parameters", "macs_by_module", "weight_bytes"]
 
 
 def count_macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
@@ -26,6 +26,33 @@ def count_macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     finally:
         module.train(training)
     return int(counter.get_total_flops()) // 2
+
+
+def macs_by_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, float]:
+    """As `count_macs`, by the innermost module that did them; modules without any are not there."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(*example_inputs)
+    finally:
+        module.train(training)
+    root = type(module).__name__
+    counts = {
+        name.removeprefix(f"{root}."): sum(by_op.values()) / 2
+        for name, by_op in counter.get_flop_counts().items()
+        if name not in ("Global", root)
+    }
+    inner = {name: count - _within(name, counts) for name, count in counts.items()}
+    return {name: count for name, count in inner.items() if count > 0}
+
+
+def _within(name: str, counts: dict[str, float]) -> float:
+    """What the direct children of `name` that are counted did."""
+    below = [other for other in counts if other.startswith(f"{name}.")]
+    return sum(counts[o] for o in below if not any(o.startswith(f"{p}.") for p in below if p != o))
 
 
 def count_parameters(module: nn.Module) -> int:

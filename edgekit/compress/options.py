@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from edgekit.schema import Record
 
-__all__ = ["Fraction", "PruneOptions", "TrainOptions"]
+__all__ = ["Fraction", "TrainOptions"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -67,15 +67,3 @@ class TrainOptions(Record):
         if self.step_epochs is not None and self.schedule != "step":
             raise ValueError("step_epochs needs schedule: step")
         return self
-
-
-class PruneOptions(Record):
-    """Structured channel pruning by dependency groups (Fang et al. 2023, DepGraph)."""
-
-    importance: Literal["l1", "l2", "bn_scale"] = "l2"
-    macs_ratio: Fraction = 0.5
-    """MACs to keep, of those before pruning."""
-    exclude: tuple[str, ...] = ()
-    """Module names that keep all their channels; the output layer always does."""
-    round_to: Annotated[int, Field(ge=1)] = 8
-    """Channel counts are multiples of this, which is what the int8 kernels like."""

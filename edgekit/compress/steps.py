@@ -29,6 +29,7 @@ __all__ = ["METHODS", "StepContext", "StepResult", "first_student", "run_step"]
 
 METHODS = {
     "prune": "edgekit.compress.prune:run",
+    "low_rank": "edgekit.compress.low_rank:run",
     "architecture": "edgekit.distill.architecture:run",
     "distill": "edgekit.distill.distilling:run",
     "weight_distill": "edgekit.distill.weights:run",

@@ -21,7 +21,17 @@ from edgekit.sensing.options import MatrixKind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Base", "Edit", "PruningEdit", "SensingEdit", "Student", "WeightConstraint", "replay"]
+__all__ = [
+    "AttentionEdit",
+    "Base",
+    "Edit",
+    "LowRankEdit",
+    "PruningEdit",
+    "SensingEdit",
+    "Student",
+    "WeightConstraint",
+    "replay",
+]
 
 
 class PruningEdit(Record):
@@ -31,6 +41,21 @@ class PruningEdit(Record):
     module: str
     is_output: bool
     indices: tuple[int, ...]
+
+
+class AttentionEdit(Record):
+    """An `nn.MultiheadAttention` opened into separate projections, so that it can lose heads."""
+
+    kind: Literal["attention"] = "attention"
+    module: str
+
+
+class LowRankEdit(Record):
+    """A layer's weight replaced by factors: one rank for two, (input, output) ranks for Tucker-2's three."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    module: str
+    ranks: Annotated[tuple[int, ...], Field(min_length=1, max_length=2)]
 
 
 class SensingEdit(Record):
@@ -45,10 +70,15 @@ class SensingEdit(Record):
     learned: bool
 
 
-Edit = Annotated[PruningEdit | SensingEdit, Field(discriminator="kind")]
+Edit = Annotated[PruningEdit | AttentionEdit | LowRankEdit | SensingEdit, Field(discriminator="kind")]
 """A change of architecture; a union of records told apart by `kind`, each with its function in `_REPLAYS`."""
 
-_REPLAYS = {"channels": "edgekit.compress.prune:restore", "sensing": "edgekit.sensing.acquisition:restore"}
+_REPLAYS = {
+    "channels": "edgekit.compress.prune:restore",
+    "attention": "edgekit.compress.attention:restore",
+    "low_rank": "edgekit.compress.low_rank:restore",
+    "sensing": "edgekit.sensing.acquisition:restore",
+}
 """`kind` to a function of (module, edits, example_inputs) that gives a changed copy, and raises ValueError for an edit
 that does not fit."""
 
