@@ -37,6 +37,8 @@ __all__ = [
     "RuleAction",
     "Scheme",
     "Signature",
+    "StepProof",
+    "StepVerdict",
     "TensorSpec",
     "UnquantizedOp",
 ]
@@ -199,13 +201,61 @@ class Fidelity(Record):
 
 
 class Effect(Record):
-    """What a model is at one point of its lineage. Not measured is None."""
+    """What a model is at one point of its lineage. Not measured is None.
+
+    Down to `agreement` it is what the module in PyTorch claims; below, what its converted file is on a device
+    (`StepProof` says which file and device).
+    """
 
     parameters: int | None = None
     macs: int | None = None
     size_bytes: int | None = None
+    """Of the weights as fp32."""
     accuracy: float | None = None
+    """Of the module; where the proof is of a quantized file, of that file."""
     agreement: float | None = None
+    nonzero_parameters: int | None = None
+    samples: int | None = None
+    """Evaluation inputs behind accuracy and agreement."""
+    file_bytes: int | None = None
+    packed_bytes: int | None = None
+    """Of the weights, packed for shipping."""
+    memory_bytes: int | None = None
+    """Resident at the peak, less the runtime's own."""
+    latency_min_ns: int | None = None
+    latency_p50_ns: int | None = None
+
+
+class StepVerdict(StrEnum):
+    """Whether a compression step was worth it."""
+
+    PAID = "PAID"
+    """Faster on the device; or, of a step that only trains, more accurate."""
+    SIZE_ONLY = "SIZE-ONLY"
+    """Smaller on disk, packed or in memory, and no faster."""
+    NOT_PAID = "NOT PAID"
+
+
+class StepProof(Record):
+    """What a step brought on a device, measured side by side with the model before it, and whether that paid."""
+
+    verdict: StepVerdict
+    reason: str
+    judged_with: tuple[str, ...] = ()
+    """The steps that were judged as one: a compression and the training that recovers from it."""
+    format: Format
+    scheme: Scheme
+    device: str
+    emulated: bool = False
+    speedup: float | None = None
+    """Median before over median after, of the steps judged as one; None where minimum and median differ by more than
+    a tenth, so that no speed-up can be stated."""
+    speedup_min: float | None = None
+    """As measured, of the minima."""
+    speedup_p50: float | None = None
+    """As measured, of the medians."""
+    dropped: bool = False
+    """It did not pay and was marked `keep_if_paid`: the student is the one before these steps."""
 
 
 class LineageStep(Record):
@@ -218,6 +268,7 @@ class LineageStep(Record):
     before: Effect | None = None
     after: Effect | None = None
     seconds: float | None = None
+    proof: StepProof | None = None
 
 
 class CalibrationFacts(Record):

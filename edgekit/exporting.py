@@ -252,9 +252,19 @@ def load_own_program(path: Path, sha256: str) -> ExportedProgram:
             f"{path}: not the program edgekit wrote (sha256 {found[:12]}…, expected {sha256[:12]}…)",
             hint="exported programs can run code when loaded, so only edgekit's own are opened; export again",
         )
+    if b"quantized_decomposed" in data:
+        _know_quantized_ops()
     # The bytes that were hashed are the bytes that are loaded: the file cannot change in between.
     program: ExportedProgram = _torch().export.load(io.BytesIO(data))
     return program
+
+
+def _know_quantized_ops() -> None:
+    """Register the ops of a trained program, which torch does not know by itself."""
+    try:
+        import torchao.quantization.pt2e  # noqa: F401
+    except ImportError as e:
+        raise MissingDependencyError("a trained program", extra="executorch", package="torchao") from e
 
 
 def count_parameters(program: ExportedProgram) -> int:

@@ -26,7 +26,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
 from edgekit.compress.options import TrainOptions
+from edgekit.compress.proof_options import ProofOptions
 from edgekit.compress.prune_options import LowRankOptions, PruneOptions
+from edgekit.compress.qat_options import QatOptions, backend_trained_for
 from edgekit.compress.weight_options import ShareOptions, SparsifyOptions
 from edgekit.converters.registry import CONVERTERS
 from edgekit.distill.options import (
@@ -37,6 +39,7 @@ from edgekit.distill.options import (
     WeightDistillOptions,
 )
 from edgekit.errors import RecipeError
+from edgekit.pretrain.options import PretrainOptions
 from edgekit.schema import Record, near_miss, validation_problems
 from edgekit.sensing.options import SenseOptions
 from edgekit.yaml_file import YamlError, read_yaml
@@ -46,6 +49,7 @@ __all__ = [
     "DeviceEntry",
     "DistillOptions",
     "LowRankOptions",
+    "ProofOptions",
     "PruneOptions",
     "Recipe",
     "Step",
@@ -69,13 +73,18 @@ class Step(Record):
     born_again: BornAgainOptions | None = None
     self_distill: SelfDistillOptions | None = None
     finetune: TrainOptions | None = None
+    qat: QatOptions | None = None
     sense: SenseOptions | None = None
     sparsify: SparsifyOptions | None = None
     share: ShareOptions | None = None
 
+    keep_if_paid: bool = False
+    """Drop the step (and what is judged with it) from the student where it did not pay; needs `proof`."""
+
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if sum(getattr(self, name) is not None for name in self.methods()) != 1 or len(self.model_fields_set) != 1:
+        named = self.model_fields_set - {"keep_if_paid"}
+        if sum(getattr(self, name) is not None for name in self.methods()) != 1 or len(named) != 1:
             known = ", ".join(f"'{name}'" for name in self.methods())
             raise ValueError(f"a step is one of {known}, with its options ({{}} for the defaults)")
         return self
@@ -83,7 +92,7 @@ class Step(Record):
     @classmethod
     def methods(cls) -> tuple[str, ...]:
         """Every method there is, by its key."""
-        return tuple(cls.model_fields)
+        return tuple(name for name in cls.model_fields if name != "keep_if_paid")
 
     @property
     def kind(self) -> str:
@@ -96,8 +105,10 @@ class Step(Record):
 
 
 class TeacherOptions(Record):
-    """How the teacher comes by its weights; at most one of the two."""
+    """How the teacher comes by its weights: pretrained and trained, trained, or from a file."""
 
+    pretrain: PretrainOptions | None = None
+    """Before `train`: on the inputs of `unlabelled` data, or of the training data, without labels."""
     train: TrainOptions | None = None
     weights: str | None = None
     """A .safetensors file, relative to the recipe."""
@@ -106,6 +117,8 @@ class TeacherOptions(Record):
     def _at_most_one(self) -> Self:
         if self.train is not None and self.weights is not None:
             raise ValueError("give either 'train' or 'weights', not both")
+        if self.pretrain is not None and self.train is None:
+            raise ValueError("'pretrain' teaches no classes; give 'train' as well, with its options")
         return self
 
 
@@ -178,6 +191,8 @@ class Recipe(Record):
     devices: tuple[DeviceEntry, ...] = (DeviceEntry(spec="local"),)
     plan: Plan = Plan()
     gates: Gates = Gates()
+    proof: ProofOptions | None = None
+    """Whether each step paid, by converting and timing the student before and after it; null measures none of it."""
 
     @field_validator("name")
     @classmethod
@@ -185,6 +200,30 @@ class Recipe(Record):
         if not NAME.match(value):
             raise ValueError("must be letters, digits, '.', '_' or '-', at most 64, not starting with a sign")
         return value
+
+    @model_validator(mode="after")
+    def _qat_is_last(self) -> Self:
+        kinds = [step.kind for step in self.student]
+        if "qat" in kinds[:-1]:
+            after = kinds[kinds.index("qat") + 1]
+            raise ValueError(f"student: 'qat' must be the last step; '{after}' behind it would change what it trained")
+        if "qat" in kinds and "sense" in kinds:
+            raise ValueError("student: 'qat' cannot follow 'sense': what ships then is only a part of the student")
+        if "qat" in kinds and not self.trained_backends:
+            raise ValueError(f"student: 'qat' can train for none of convert.to: {', '.join(self.convert.to)}")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_steps_are_proved(self) -> Self:
+        if self.proof is None and any(step.keep_if_paid for step in self.student):
+            raise ValueError("student: keep_if_paid needs to know whether the step paid; add 'proof: {}'")
+        return self
+
+    @property
+    def trained_backends(self) -> tuple[str, ...]:
+        """The backends a `qat` step without `backends` trains for."""
+        found = (backend_trained_for(target) for target in self.convert.to)
+        return tuple(dict.fromkeys(backend for backend in found if backend is not None))
 
     @field_validator("devices", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from edgekit.artifact import Effect
@@ -41,17 +42,27 @@ class TeacherReference:
 
 
 def measure_effect(
-    module: nn.Module, teacher: TeacherReference, *, on_progress: Callable[[int, int], None] | None = None
+    module: nn.Module,
+    teacher: TeacherReference,
+    *,
+    judged: nn.Module | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Effect:
-    """The Effect of `module` on the evaluation set of the teacher's workload."""
+    """The Effect of `module` on the evaluation set of the teacher's workload.
+
+    Its answers are those of `judged` where that is given: a graph that computes as the module's file will.
+    """
     reference, targets = teacher.answers()
     outputs = reference
-    if weights_digest(module) != teacher.digest:
-        outputs, targets = evaluate_outputs(module, teacher.workload.evaluation, on_progress=on_progress)
+    if judged is not None or weights_digest(module) != teacher.digest:
+        answering = module if judged is None else judged
+        outputs, targets = evaluate_outputs(answering, teacher.workload.evaluation, on_progress=on_progress)
     return Effect(
         parameters=count_parameters(module),
         macs=count_macs(module, teacher.workload.example_inputs),
         size_bytes=weight_bytes(module),
         accuracy=top1_accuracy(outputs, targets),
         agreement=agreement(outputs, reference),
+        nonzero_parameters=sum(int(torch.count_nonzero(p)) for p in module.parameters()),
+        samples=len(targets),
     )

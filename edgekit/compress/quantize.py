@@ -23,9 +23,13 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import ExportError, MissingDependencyError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
+
+    from edgekit.converters.shapes import Order
 
 _log = logging.getLogger(__name__)
 
@@ -123,13 +127,18 @@ def _captured(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphMod
             raise ExportError(f"cannot capture the module for training: {type(e).__name__}: {str(e)[:500]}") from e
 
 
-def trained_program(prepared: GraphModule, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def trained_program(
+    prepared: GraphModule, example_inputs: tuple[Tensor, ...], *, orders: Sequence[Order] = ()
+) -> ExportedProgram:
     """The trained module as a program with quantize and dequantize ops, for a conversion with `is_trained=True`.
 
-    `prepared` can go on training afterwards. Raises ExportError.
+    `orders` says for each input how its axes become the module's (`converters.shapes.input_orders`); `example_inputs`
+    are in the program's layout. `prepared` can go on training afterwards. Raises ExportError.
     """
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    from edgekit.converters.shapes import permuting_inputs
 
     switches = [name for name in ("train", "eval") if name in prepared.__dict__]
     original: dict[str, Any] = {name: prepared.__dict__.pop(name) for name in switches}
@@ -139,7 +148,9 @@ def trained_program(prepared: GraphModule, example_inputs: tuple[Tensor, ...]) -
         prepared.__dict__.update(original)
     try:
         with torch.no_grad():
-            return torch.export.export(convert_pt2e(copied), example_inputs, strict=False)
+            converted = convert_pt2e(copied)
+            with permuting_inputs(converted, orders):
+                return torch.export.export(converted, example_inputs, strict=False)
     except Exception as e:
         raise ExportError(f"cannot export the trained module: {type(e).__name__}: {str(e)[:500]}") from e
 

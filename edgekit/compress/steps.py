@@ -36,6 +36,7 @@ METHODS = {
     "born_again": "edgekit.distill.generations:run",
     "self_distill": "edgekit.distill.exits:run",
     "finetune": "edgekit.compress.finetune:run",
+    "qat": "edgekit.compress.qat:run",
     "sense": "edgekit.sensing.acquisition:run",
     "sparsify": "edgekit.compress.sparsify:run",
     "share": "edgekit.compress.share:run",
@@ -65,6 +66,8 @@ class StepResult:
     summary: str
     """What was done, for the lineage: `distilled for 2 epochs at T=4`. `{removed}` becomes the share of MACs and of
     parameters that went; the change of accuracy is added."""
+    judged: nn.Module | None = None
+    """What is evaluated where it is not the student's module: a graph that rounds as the int8 file will."""
 
 
 def first_student(teacher: nn.Module) -> Student:
@@ -94,7 +97,9 @@ def run_step(
         teacher=reference, workload=workload, seed=seed, work_dir=work_dir, base=base, on_progress=on_progress
     )
     result: StepResult = _method(step.kind)(student, step.options, context)
-    after = measure_effect(result.student.module, reference)
+    if result.student.module is not student.module and result.student.trained is student.trained:
+        result = replace(result, student=replace(result.student, trained={}))  # they were of other weights
+    after = measure_effect(result.student.module, reference, judged=result.judged)
     done = LineageStep(
         step=step.kind,
         summary=_summary(result.summary, before, after),

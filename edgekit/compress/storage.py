@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from edgekit.artifact import LineageStep
+from edgekit.compress.qat_options import TRAINED_BACKENDS
 from edgekit.compress.student import Base, Edit, Student, WeightConstraint, replay
 from edgekit.errors import ArtifactError, HostError, WorkloadError
 from edgekit.schema import Record, read_record, write_atomically
@@ -17,6 +18,7 @@ from edgekit.training.weights import load_weights, safetensors_function
 __all__ = ["STUDENT_NAME", "WEIGHTS_NAME", "load_student", "save_student"]
 
 WEIGHTS_NAME = "weights.safetensors"
+TRAINED_NAME = "trained.{backend}.safetensors"
 STUDENT_NAME = "student.json"
 
 
@@ -25,6 +27,8 @@ class _StudentRecord(Record):
     base: Base = "model"
     edits: tuple[Edit, ...] = ()
     constraints: tuple[WeightConstraint, ...] = ()
+    trained: tuple[str, ...] = ()
+    """Backends with weights of their own, in TRAINED_NAME."""
     lineage: tuple[LineageStep, ...] = ()
 
 
@@ -32,7 +36,11 @@ def save_student(student: Student, folder: Path) -> None:
     """Write `student` into `folder`; `student.json` comes last, so where it is the student is whole."""
     save_model = safetensors_function("save_model")
     record = _StudentRecord(
-        base=student.base, edits=student.edits, constraints=student.constraints, lineage=student.lineage
+        base=student.base,
+        edits=student.edits,
+        constraints=student.constraints,
+        trained=tuple(student.trained),
+        lineage=student.lineage,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,6 +48,9 @@ def save_student(student: Student, folder: Path) -> None:
         # Tensors that share memory (tied weights) are written once; load_model ties them again.
         save_model(student.module, str(partial))
         partial.replace(folder / WEIGHTS_NAME)
+        for backend, state in student.trained.items():
+            safetensors_function("save_file")(dict(state), str(partial))
+            partial.replace(folder / TRAINED_NAME.format(backend=backend))
         write_atomically(folder / STUDENT_NAME, record.model_dump_json(indent=2) + "\n")
     except OSError as e:
         raise HostError(f"{folder}: the student cannot be written: {e}") from e
@@ -74,5 +85,17 @@ def load_student(
         base=record.base,
         edits=record.edits,
         constraints=record.constraints,
+        trained={backend: _trained(folder, backend) for backend in record.trained},
         lineage=record.lineage,
     )
+
+
+def _trained(folder: Path, backend: str) -> dict[str, Tensor]:
+    path = folder / TRAINED_NAME.format(backend=backend)
+    if backend not in TRAINED_BACKENDS:
+        raise ArtifactError(f"{folder / STUDENT_NAME}: '{backend}' is no backend to train for")
+    try:
+        state: dict[str, Tensor] = safetensors_function("load_file")(str(path))
+    except Exception as e:  # noqa: BLE001 - a missing or broken file, in safetensors' own errors
+        raise ArtifactError(f"{path}: cannot be read: {e}", hint="run the step again") from e
+    return state

@@ -7,7 +7,7 @@ are replayed on a fresh copy of the workload's (`replay`).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -103,6 +103,8 @@ class Student:
     """Which of the workload's architectures the edits start from."""
     edits: tuple[Edit, ...] = ()
     constraints: tuple[WeightConstraint, ...] = ()
+    trained: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Backend to what quantization-aware training made of the module for it (`compress.qat.trained_state`)."""
     lineage: tuple[LineageStep, ...] = field(default=())
 
 

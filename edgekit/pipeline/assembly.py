@@ -119,7 +119,7 @@ def _lineage(
         else f"weights from {options.weights}"
         if options.weights
         else "used as the workload gave it",
-        options=options.model_dump(mode="json", exclude_none=True),
+        options=options.model_dump(mode="json", exclude_none=True, exclude={"pretrain"}),
         seed=context.recipe.seed if trained else None,
         after=Effect(
             parameters=baseline.parameters,
@@ -129,7 +129,7 @@ def _lineage(
         ),
         seconds=learned.teacher_stage.seconds,
     )
-    return (teacher, *learned.student.lineage, *_quantization_steps(rows, converted.students))
+    return (*learned.pretraining, teacher, *learned.lineage, *_quantization_steps(rows, converted.students))
 
 
 def _quantization_steps(rows: tuple[Row, ...], artifacts: tuple[Artifact, ...]) -> list[LineageStep]:
@@ -156,7 +156,8 @@ def _quantization_steps(rows: tuple[Row, ...], artifacts: tuple[Artifact, ...]) 
 def _quantization_summary(passport: Passport) -> str:
     left = len(passport.unquantized_ops)
     told = "no op left in float" if left == 0 else f"{left} op(s) left in float"
-    return f"post-training, calibrated; {told}"
+    trained = passport.calibration is not None and passport.calibration.rule == "trained"
+    return f"{'weights and ranges from qat' if trained else 'post-training, calibrated'}; {told}"
 
 
 def _effect_of(passport: Passport, rows: dict[str, Row]) -> Effect:

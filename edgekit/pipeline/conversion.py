@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, NodeRule, Scheme
+from edgekit.compress.qat_options import backend_trained_for
 from edgekit.compress.student import Student
 from edgekit.converters.base import MicroBudget, QuantizationOptions
 from edgekit.errors import EdgekitError, HostError
@@ -21,10 +22,11 @@ from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.pipeline.facts import TOOLKITS, tool_versions
 from edgekit.pipeline.learning import Learned
 from edgekit.pipeline.samples import calibration_batches, held_out_batches
+from edgekit.pipeline.trained_form import ConvertedForm, form_of
 from edgekit.pipeline.workspace import Stage
 
 if TYPE_CHECKING:
-    from edgekit.converters.conversion import ConversionProgress
+    from edgekit.converters.conversion import ConversionOptions, ConversionProgress
     from edgekit.pipeline.run import Context
     from edgekit.recipe import ConvertOptions
     from edgekit.workload import Workload
@@ -177,24 +179,41 @@ def _run_converters(
     )
     adoption = _Adoption(context, {(job.target, job.scheme): job for job in jobs})
     failed: dict[str, EdgekitError] = {}
-    for schemes, targets in _groups(jobs):
+    calibration = calibration_batches(workload, convert.calibration, seed=recipe.seed) if needs_calibration else ()
+    verification = held_out_batches(workload, convert.verification, seed=recipe.seed)
+    for form, schemes, targets in _forms(student, workload, jobs, options):
         outcome = convert_model(
-            student.module,
-            workload.example_inputs,
+            form.model,
+            form.example_inputs,
             name=jobs[0].model,
             targets=targets,
             schemes=schemes,
-            calibration=calibration_batches(workload, convert.calibration, seed=recipe.seed)
-            if needs_calibration
-            else (),
-            verification=held_out_batches(workload, convert.verification, seed=recipe.seed),
+            calibration=form.samples(calibration),
+            verification=form.samples(verification),
             output_dir=adoption.scratch,
-            options=options,
+            options=form.options,
             on_progress=adoption.observe,
         )
         for failure in outcome.failures:
             failed[f"convert-{jobs[0].model}-{failure.target}-{failure.scheme}"] = failure.error
     return failed
+
+
+def _forms(
+    student: Student, workload: Workload, jobs: list[_Job], options: ConversionOptions
+) -> Iterator[tuple[ConvertedForm, list[Scheme], list[str]]]:
+    """What is converted to which (schemes, targets): the float student, or what it was trained to for one backend."""
+    examples = workload.example_inputs
+    trained = {
+        job.stage
+        for job in jobs
+        if job.scheme is Scheme.STATIC_W8A8 and backend_trained_for(job.target) in student.trained
+    }
+    for schemes, targets in _groups([job for job in jobs if job.stage not in trained]):
+        yield ConvertedForm(model=student.module, example_inputs=examples, options=options), schemes, targets
+    for job in jobs:
+        if job.stage in trained:
+            yield form_of(student, examples, job.target, job.scheme, options), [job.scheme], [job.target]
 
 
 class _Adoption:

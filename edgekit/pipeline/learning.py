@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgekit.artifact import LineageStep, StepVerdict
+from edgekit.compress.proof import groups_of
 from edgekit.compress.student import Student
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.pipeline.facts import tool_versions
+from edgekit.pipeline.pretraining import pretrained_teacher
+from edgekit.pipeline.proving import Made, prove
 from edgekit.pipeline.workspace import Stage
 from edgekit.recipe import Recipe, Step
 from edgekit.schema import sha256_of
@@ -62,6 +66,10 @@ class Learned:
     student: Student
     teacher_stage: Stage
     student_stage: Stage
+    lineage: tuple[LineageStep, ...] = ()
+    """Every step that was run, with its proof; those that were dropped from the student too."""
+    pretraining: tuple[LineageStep, ...] = ()
+    """What the teacher's model went through before the labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,27 +85,74 @@ def learn(context: Context) -> Learned:
     """Teacher, then each compression step, each a stage of its own."""
     from edgekit.compress.effects import TeacherReference
 
-    teacher_stage, teacher = _teacher(context)
+    teacher_stage, teacher, pretraining = _teacher(context)
     judge = TeacherReference(teacher.module, context.workload)
-    stage, student = teacher_stage, teacher
-    for number, step in enumerate(context.recipe.student, start=1):
-        name = f"{number}-{step.kind}"
-        build = functools.partial(_step, context, judge, student, number)
-        before = stage
-        key: list[object] = [VERSION, before.key, step, context.recipe.seed, _train_versions()]
-        if context.identity.unlabelled is not None:
-            key.append(context.identity.unlabelled)
-        key += _files_of(context, step)
-        stage = context.stage(name, key, build)
-        student = _load(context, stage)
-    return Learned(teacher=teacher, student=student, teacher_stage=teacher_stage, student_stage=stage)
+    last = Made(stage=teacher_stage, student=teacher)
+    told: list[LineageStep] = []
+    for group in groups_of(context.recipe.student):
+        chain = [last]
+        for index in group:
+            chain.append(_made(context, judge, chain[-1], index))
+        steps = prove(context, judge, chain) or tuple(made.student.lineage[-1] for made in chain[1:])
+        last, steps = _kept(context, chain, steps, group)
+        told.extend(steps)
+    kept = tuple(step for step in told if step.proof is None or not step.proof.dropped)
+    return Learned(
+        teacher=teacher,
+        student=replace(last.student, lineage=kept),
+        teacher_stage=teacher_stage,
+        student_stage=last.stage,
+        lineage=tuple(told),
+        pretraining=pretraining,
+    )
 
 
-def _teacher(context: Context) -> tuple[Stage, Student]:
+def _made(context: Context, judge: TeacherReference, before: Made, index: int) -> Made:
+    """The student after one step of the recipe."""
+    step = _resolved(context.recipe, context.recipe.student[index])
+    name = f"{index + 1}-{step.kind}"
+    build = functools.partial(_step, context, judge, before.student, step, name)
+    key: list[object] = [VERSION, before.stage.key, step.kind, step.options, context.recipe.seed, _train_versions()]
+    if context.identity.unlabelled is not None:
+        key.append(context.identity.unlabelled)
+    key += _files_of(context, step)
+    stage = context.stage(name, key, build)
+    return Made(stage=stage, student=_load(context, stage))
+
+
+def _resolved(recipe: Recipe, step: Step) -> Step:
+    """A `qat` step that names no backends trains for those the recipe converts to."""
+    if step.qat is None or step.qat.backends is not None:
+        return step
+    return step.model_copy(update={"qat": step.qat.model_copy(update={"backends": recipe.trained_backends})})
+
+
+def _kept(
+    context: Context, chain: list[Made], steps: tuple[LineageStep, ...], group: tuple[int, ...]
+) -> tuple[Made, tuple[LineageStep, ...]]:
+    """What the recipe goes on from: without these steps where one is marked `keep_if_paid` and they did not pay."""
+    is_marked = any(context.recipe.student[index].keep_if_paid for index in group)
+    proof = steps[0].proof
+    if not is_marked or proof is None or proof.verdict is not StepVerdict.NOT_PAID:
+        return chain[-1], steps
+    names = " + ".join(step.step for step in steps)
+    context.warn("student", f"{names}: dropped, it did not pay: {proof.reason}")
+    dropped = proof.model_copy(update={"dropped": True})
+    return chain[0], tuple(step.model_copy(update={"proof": dropped}) for step in steps)
+
+
+class _Teacher(NamedTuple):
+    stage: Stage
+    student: Student
+    pretraining: tuple[LineageStep, ...]
+
+
+def _teacher(context: Context) -> _Teacher:
     from edgekit.compress.storage import save_student
     from edgekit.training.teacher import train_teacher
 
     recipe, identity = context.recipe, context.identity
+    pretrained = pretrained_teacher(context)
 
     def build(work: Path, out: Path) -> None:
         model = train_teacher(
@@ -106,6 +161,7 @@ def _teacher(context: Context) -> tuple[Stage, Student]:
             seed=recipe.seed,
             work_dir=work,
             weights_base=context.base,
+            pretrained=pretrained.module if pretrained is not None else None,
             on_progress=training_progress(context, "teacher"),
         )
         save_student(Student(module=model), out)
@@ -122,15 +178,18 @@ def _teacher(context: Context) -> tuple[Stage, Student]:
         recipe.seed,
         _train_versions(),
     ]
+    if pretrained is not None:
+        key.append(pretrained.stage.key)
     stage = context.stage("teacher", key, build)
-    return stage, _load(context, stage)
+    return _Teacher(stage, _load(context, stage), () if pretrained is None else (pretrained.step,))
 
 
-def _step(context: Context, teacher: TeacherReference, student: Student, number: int, work: Path, out: Path) -> None:
+def _step(
+    context: Context, teacher: TeacherReference, student: Student, step: Step, name: str, work: Path, out: Path
+) -> None:
     from edgekit.compress.steps import run_step
     from edgekit.compress.storage import save_student
 
-    step = context.recipe.student[number - 1]
     made = run_step(
         student,
         teacher,
@@ -139,7 +198,7 @@ def _step(context: Context, teacher: TeacherReference, student: Student, number:
         seed=context.recipe.seed,
         work_dir=work,
         base=context.base,
-        on_progress=training_progress(context, f"{number}-{step.kind}"),
+        on_progress=training_progress(context, name),
     )
     save_student(made, out)
 
