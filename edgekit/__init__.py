@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgekit.errors import EdgekitError
     from edgekit.recipe import Recipe, load_recipe
     from edgekit.report.model import Report
+    from edgekit.tuning.ladder import tune
+    from edgekit.tuning.options import TuneOptions
     from edgekit.workload import Task, Workload, load_workload
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ _HOME = {
     "Run": "edgekit.benchmarks.values",
     "Scheme": "edgekit.artifact",
     "Task": "edgekit.workload",
+    "TuneOptions": "edgekit.tuning.options",
     "WhyOptions": "edgekit.diagnosis.explain",
     "Workload": "edgekit.workload",
     "benchmark": "edgekit.api",
@@ -45,6 +48,7 @@ _HOME = {
     "load_recipe": "edgekit.recipe",
     "load_workload": "edgekit.workload",
     "run": "edgekit.api",
+    "tune": "edgekit.tuning.ladder",
     "why": "edgekit.diagnosis.explain",
 }
 
@@ -60,6 +64,7 @@ __all__ = [
     "Run",
     "Scheme",
     "Task",
+    "TuneOptions",
     "WhyOptions",
     "Workload",
     "__version__",
@@ -70,6 +75,7 @@ __all__ = [
     "load_recipe",
     "load_workload",
     "run",
+    "tune",
     "why",
 ]
 

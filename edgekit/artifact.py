@@ -219,7 +219,7 @@ class Effect(Record):
     """Evaluation inputs behind accuracy and agreement."""
     file_bytes: int | None = None
     packed_bytes: int | None = None
-    """Of the weights, packed for shipping."""
+    """Of the file, as `edgekit pack` packs it for shipping."""
     memory_bytes: int | None = None
     """Resident at the peak, less the runtime's own."""
     latency_min_ns: int | None = None

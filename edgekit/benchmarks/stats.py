@@ -10,11 +10,13 @@ import numpy as np
 from edgekit.benchmarks.values import Run
 from edgekit.report.model import LatencySummary
 
-__all__ = ["cold_load_ns", "cold_process_ns", "doubts", "median_interval_ranks", "summarize"]
+__all__ = ["cold_load_ns", "cold_process_ns", "doubts", "median_interval_ranks", "stated_ratio", "summarize"]
 
 _CV_LIMIT = 0.10
 """ExecuTorch's device farm gives a run with this coefficient of variation no stability score."""
 _DRIFT_LIMIT = 0.05
+_DISAGREEMENT = 0.10
+"""Of the ratio by medians, by which the one by minima may differ before neither is believed."""
 _FEW = 50
 _ASHMAN_D = 4.0
 """Two modes are apart from D > 2 (Ashman, Bird and Zepf 1994) where the two are known; a single normal mode cut
@@ -38,6 +40,14 @@ def summarize(samples: Sequence[int]) -> LatencySummary:
         p50_low_ns=int(values[low]),
         p50_high_ns=int(values[high]),
     )
+
+
+def stated_ratio(by_min: float, by_p50: float) -> float | None:
+    """The ratio of two latencies that may be stated, by medians; None where minima and medians tell different ones.
+
+    They may differ by a tenth: what is slowed from outside is slowed in its median, not in its minimum.
+    """
+    return by_p50 if abs(by_min / by_p50 - 1) <= _DISAGREEMENT else None
 
 
 def median_interval_ranks(n: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from edgekit.cli import (  # noqa: F401, I001  (the order is the order of the he
     checking,
     inspecting,
     why,
+    tuning,
     packing,
     benchmarking,
     devices,

@@ -79,7 +79,7 @@ def _left_float(passport: Passport) -> RenderableType:
 
 
 def _facts(passport: Passport) -> list[tuple[str, str]]:
-    from edgekit.report import quantities
+    from edgekit.report import quantities, sections
 
     facts = [
         ("name", passport.name),
@@ -103,7 +103,10 @@ def _facts(passport: Passport) -> list[tuple[str, str]]:
     for name, version in passport.minimum_runtime.items():
         facts.append(("needs", f"{name} {version} or newer"))
     facts.extend(("made by", f"{name} {version}") for name, version in sorted(passport.tool_versions.items()))
-    facts.extend(("lineage", f"{step.step}: {step.summary}") for step in passport.lineage)
+    for step in passport.lineage:
+        facts.append(("lineage", f"{step.step}: {step.summary}"))
+        if step.proof is not None:
+            facts.append(("paid?", f"{step.step}: {sections.judged_text(step.proof)}"))
     return facts
 
 

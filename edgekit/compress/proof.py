@@ -10,32 +10,23 @@ training.
 
 from __future__ import annotations
 
-import lzma
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Effect, StepVerdict
+from edgekit.benchmarks.stats import stated_ratio
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgekit.recipe import Step
 
-__all__ = ["DISAGREEMENT", "FASTER", "SMALLER", "TRAINING", "groups_of", "judge", "packed_bytes", "stated_ratio"]
+__all__ = ["FASTER", "SMALLER", "TRAINING", "groups_of", "judge"]
 
 TRAINING = frozenset({"distill", "finetune", "pretrain", "self_distill", "born_again"})
 """Methods that only train: they belong to the compression before them."""
 FASTER = 1.05
 """The least stated ratio that counts as faster: side by side on a busy host, equal files differ by up to 3 %."""
 SMALLER = 0.98
-DISAGREEMENT = 0.10
-"""Of the ratio by medians, by which the one by minima may differ before neither is believed."""
-
-
-def stated_ratio(by_min: float, by_p50: float) -> float | None:
-    """The ratio that may be stated, by medians; None where minima and medians differ by more than `DISAGREEMENT`."""
-    return by_p50 if abs(by_min / by_p50 - 1) <= DISAGREEMENT else None
 
 
 def groups_of(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:
@@ -129,12 +120,3 @@ def _slowness(before: Effect, after: Effect, stated: float | None, speedups: tup
     if before.macs and after.macs and after.macs < before.macs:
         return f"{told} with {before.macs / after.macs:.2f}x fewer MACs: time is not where they were"
     return told
-
-
-def packed_bytes(module: nn.Module) -> int:
-    """Bytes of the weights, as lzma packs them."""
-    packer = lzma.LZMACompressor(preset=6)
-    total = 0
-    for value in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
-        total += len(packer.compress(value.detach().cpu().contiguous().numpy().tobytes()))
-    return total + len(packer.flush())

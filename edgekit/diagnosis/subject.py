@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgekit.workload import Workload
 
-__all__ = ["Subject", "lowest_sqnr", "open_subject"]
+__all__ = ["Subject", "lowest_sqnr", "open_subject", "subject_of"]
 
 Samples = Sequence[tuple[np.ndarray, ...]]
 
@@ -106,6 +106,23 @@ def open_subject(
         hint="the workload must give the very weights the artifact was made from: give them with --weights "
         "(a .safetensors file, or the stage folder of the run: runs/stages/<step>-<key>)",
     )
+
+
+def subject_of(
+    workload: Workload,
+    module: nn.Module,
+    artifacts: tuple[Artifact, ...],
+    *,
+    name: str,
+    samples: int,
+    seed: int,
+    work: Path,
+) -> Subject:
+    """The subject of artifacts that this process made from `module`, which are not checked to be of it."""
+    from edgekit.pipeline.samples import held_out_batches
+
+    batches = held_out_batches(workload, samples, seed=seed)
+    return _exported(workload, module, "the module given", artifacts, name, batches, work, seed)
 
 
 def _modules(

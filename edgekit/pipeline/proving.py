@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact, Effect, Format, LineageStep, Scheme, StepProof
-from edgekit.compress.proof import judge, packed_bytes, stated_ratio
+from edgekit.benchmarks.stats import stated_ratio
+from edgekit.compress.proof import judge
 from edgekit.errors import EdgekitError, Interrupted
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.pipeline.facts import TOOLKITS, tool_versions
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Made", "prove"]
 
-VERSION = 1
+VERSION = 2
 """Raised when a proof here starts to measure something else for the same students."""
 
 
@@ -63,6 +64,12 @@ class _PairRecord(Record):
     @property
     def speedups(self) -> tuple[float, float]:
         return self.before.min_ns / self.after.min_ns, self.before.p50_ns / self.after.p50_ns
+
+
+class _Packed(Record):
+    """What `edgekit pack` makes of a file."""
+
+    bytes: int
 
 
 class _FileAnswers(Record):
@@ -173,13 +180,14 @@ class _Proof:
         stage = self._context.stage(name, key, functools.partial(self._convert, made))
         return _Converted(
             artifact=Artifact.open(stage.folder / "artifact"),
-            packed_bytes=packed_bytes(made.student.module),
+            packed_bytes=read_record(_Packed, stage.folder / "packed.json").bytes,
             answers=None if self._scheme.is_float else read_record(_FileAnswers, stage.folder / "answers.json"),
         )
 
     def _convert(self, made: Made, work: Path, out: Path) -> None:
         from edgekit.converters.conversion import convert_model
         from edgekit.converters.target_run import ConversionOptions
+        from edgekit.packing.files import pack
         from edgekit.pipeline.trained_form import form_of
         from edgekit.sensing.deployment import deployed
 
@@ -212,6 +220,8 @@ class _Proof:
         if not self._scheme.is_float:
             answers = self._answers(artifact, workload, work)
             write_atomically(out / "answers.json", answers.model_dump_json() + "\n")
+        packed = pack(artifact.path, work / "packed.ekpack", with_passport=False)
+        write_atomically(out / "packed.json", _Packed(bytes=packed.size_bytes).model_dump_json() + "\n")
         os.replace(artifact.folder, out / "artifact")
 
     def _answers(self, artifact: Artifact, workload: Workload, work: Path) -> _FileAnswers:

@@ -27,7 +27,7 @@ from edgekit.workload import Workload, load_workload
 if TYPE_CHECKING:
     from edgekit.store import ResultStore
 
-__all__ = ["Context", "RunOptions", "RunOutcome", "run_recipe"]
+__all__ = ["Context", "RunOptions", "RunOutcome", "open_run", "run_recipe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ def run_recipe(recipe: Recipe, options: RunOptions) -> RunOutcome:
     from edgekit.store import ResultStore
 
     started = time.monotonic()
-    context = _open(recipe, options)
+    context = open_run(recipe, options)
     done = None if options.is_fresh else _done_before(context)
     if done is not None:
         return done
@@ -145,7 +145,8 @@ def _done_before(context: Context) -> RunOutcome | None:
     return RunOutcome(report=report, folder=folder, did_nothing=True)
 
 
-def _open(recipe: Recipe, options: RunOptions) -> Context:
+def open_run(recipe: Recipe, options: RunOptions) -> Context:
+    """The workload loaded and identified, the workspace opened; nothing is made yet."""
     options.observe(StageEvent(stage="workload", status=StageStatus.STARTED))
     began = time.monotonic()
     loaded = load_workload(recipe.workload, recipe.params, base=options.base)

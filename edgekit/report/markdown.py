@@ -115,7 +115,8 @@ def _lineage(report: Report) -> str:
     lines = []
     for step in steps(report.lineage):
         changes = "; ".join(f"{c.name} {c.before} → {c.after} {c.effect}".rstrip() for c in step.changes)
-        lines.append(f"{_plain(step.name)}: {_plain(step.summary)}" + (f" ({_plain(changes)})" if changes else ""))
+        line = f"{_plain(step.name)}: {_plain(step.summary)}" + (f" ({_plain(changes)})" if changes else "")
+        lines.append(line + (f". {_plain(step.judged)}" if step.judged else ""))
     return "## From teacher to student\n\n" + _bullets(lines) if lines else ""
 
 

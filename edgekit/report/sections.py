@@ -9,9 +9,10 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edgekit.artifact import Effect, LineageStep, Passport, QuantizationParams, TensorSpec
+from edgekit.artifact import Effect, LineageStep, Passport, QuantizationParams, StepProof, StepVerdict, TensorSpec
+from edgekit.benchmarks.stats import stated_ratio
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.report import quantities as q
 from edgekit.report.model import Proportion, Report, Row, WorstInput
@@ -25,6 +26,7 @@ __all__ = [
     "comparisons",
     "device_facts",
     "host_facts",
+    "judged_text",
     "options_text",
     "passport_views",
     "png_data_uri",
@@ -80,6 +82,9 @@ class Step:
     remarks: tuple[str, ...]
     changes: tuple[Change, ...]
     options: str
+    verdict: StepVerdict | None = None
+    judged: str = ""
+    """Verdict, reason and conditions in one line; empty where the step was not judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +166,21 @@ def _step(step: LineageStep) -> Step:
         remarks=tuple(remarks),
         changes=_changes(step.before, step.after),
         options=options_text(step.options),
+        verdict=step.proof.verdict if step.proof else None,
+        judged=judged_text(step.proof) if step.proof else "",
     )
+
+
+def judged_text(proof: StepProof) -> str:
+    """`PAID: 2.10x faster on local (tflite fp32; judged with distill)`."""
+    conditions = [f"{proof.format} {proof.scheme}"]
+    if proof.judged_with:
+        conditions.append(f"{' + '.join(proof.judged_with)} judged as one")
+    if proof.emulated:
+        conditions.append("emulated device")
+    if proof.dropped:
+        conditions.append("dropped from the student")
+    return f"{proof.verdict.value}: {proof.reason} ({'; '.join(conditions)})"
 
 
 def _changes(before: Effect | None, after: Effect | None) -> tuple[Change, ...]:
@@ -169,7 +188,22 @@ def _changes(before: Effect | None, after: Effect | None) -> tuple[Change, ...]:
     found = [
         _scaled("Parameters", a.parameters, b.parameters, q.count(a.parameters), q.count(b.parameters)),
         _scaled("MACs", a.macs, b.macs, q.count(a.macs), q.count(b.macs)),
+        _changed_only(
+            _scaled(
+                "Non-zero",
+                a.nonzero_parameters,
+                b.nonzero_parameters,
+                q.count(a.nonzero_parameters),
+                q.count(b.nonzero_parameters),
+            ),
+            _scaled("Parameters", a.parameters, b.parameters, "", ""),
+        ),
         _scaled("Size", a.size_bytes, b.size_bytes, q.size(a.size_bytes), q.size(b.size_bytes)),
+        _scaled("File", a.file_bytes, b.file_bytes, q.size(a.file_bytes), q.size(b.file_bytes)),
+        _scaled("Packed", a.packed_bytes, b.packed_bytes, q.size(a.packed_bytes), q.size(b.packed_bytes)),
+        _scaled("Memory", a.memory_bytes, b.memory_bytes, q.size(a.memory_bytes), q.size(b.memory_bytes)),
+        _timed("Latency, minimum", a.latency_min_ns, b.latency_min_ns, a, b),
+        _timed("Latency, median", a.latency_p50_ns, b.latency_p50_ns, a, b),
         _shifted("Accuracy, %", a.accuracy, b.accuracy),
         _shifted("Agreement, %", a.agreement, b.agreement),
     ]
@@ -186,6 +220,20 @@ def _scaled(name: str, a: int | None, b: int | None, before: str, after: str) ->
     else:
         effect = f"{q.significant(a / b)}× less" if a > b else f"{q.significant(b / a)}× more"
     return Change(name=name, before=before, after=after, effect=effect)
+
+
+def _changed_only(change: Change | None, like: Change | None) -> Change | None:
+    """None where it says no more than `like` does."""
+    return None if change is None or (like is not None and change.effect == like.effect) else change
+
+
+def _timed(name: str, before: int | None, after: int | None, a: Effect, b: Effect) -> Change | None:
+    """Without an effect where minimum and median tell different ratios."""
+    change = _scaled(name, before, after, q.time(before), q.time(after))
+    if change is None or not (a.latency_min_ns and b.latency_min_ns and a.latency_p50_ns and b.latency_p50_ns):
+        return change
+    stated = stated_ratio(a.latency_min_ns / b.latency_min_ns, a.latency_p50_ns / b.latency_p50_ns)
+    return change if stated is not None else replace(change, effect="not told: minimum and median differ")
 
 
 def _shifted(name: str, a: float | None, b: float | None) -> Change | None:

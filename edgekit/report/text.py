@@ -7,12 +7,14 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.artifact import StepVerdict
 from edgekit.report import quantities as q
 from edgekit.report.model import Report, Verdict
 from edgekit.report.results import ColumnKey, Line, ResultTable, result_table, verdict_text
+from edgekit.report.sections import judged_text
 from edgekit.report.visible import one_line
 
-__all__ = ["closing_lines", "render_table"]
+__all__ = ["closing_lines", "render_table", "step_lines"]
 
 _STYLES = {
     Verdict.PASS: "green",
@@ -20,6 +22,11 @@ _STYLES = {
     Verdict.NOISY: "yellow",
     Verdict.INCOMPARABLE: "yellow",
     Verdict.NOT_GATED: "dim",
+}
+_STEP_STYLES = {
+    StepVerdict.PAID: "green",
+    StepVerdict.SIZE_ONLY: "yellow",
+    StepVerdict.NOT_PAID: "bold red",
 }
 _SHORT = {
     ColumnKey.COLD: "Cold",
@@ -41,7 +48,7 @@ def render_table(report: Report) -> RenderableType:
 
     Fits 120 columns; on a narrower terminal the columns that a decision can do without are left out and named.
     """
-    return Group(_Results(report), *closing_lines(report))
+    return Group(_Results(report), *step_lines(report), *closing_lines(report))
 
 
 class _Results:
@@ -93,6 +100,17 @@ def _cell(line: Line, key: ColumnKey) -> Text:
         mark = " (teacher)" if line.row.is_baseline and not line.row.artifact.startswith("teacher") else ""
         return Text(one_line(cell.text) + mark)
     return Text(one_line(cell.text))
+
+
+def step_lines(report: Report) -> list[Text]:
+    """Each step that was judged, and whether it paid."""
+    lines = []
+    for step in report.lineage:
+        if step.proof is not None:
+            style = _STEP_STYLES[step.proof.verdict]
+            verdict, _, reason = judged_text(step.proof).partition(": ")
+            lines.append(Text.assemble(f"{one_line(step.step)}: ", (verdict, style), f": {one_line(reason)}"))
+    return lines
 
 
 def closing_lines(report: Report) -> list[Text]:
