@@ -247,7 +247,8 @@ class _Proof:
         options = self._options
         shas = [before.artifact.passport.sha256, after.artifact.passport.sha256]
         key: list[object] = [VERSION, *shas, options.device, options.rounds]
-        stage = self._context.stage("proof-timing", key, functools.partial(self._time, before, after))
+        name = f"proof-timing-{before.artifact.passport.name}-{after.artifact.passport.name}"
+        stage = self._context.stage(name, key, functools.partial(self._time, before, after))
         return read_record(_PairRecord, stage.folder / "timing.json")
 
     def _time(self, before: _Converted, after: _Converted, _work: Path, out: Path) -> None:

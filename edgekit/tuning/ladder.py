@@ -14,7 +14,7 @@ from edgekit.compress.effects import TeacherReference
 from edgekit.converters.shapes import Order, input_orders
 from edgekit.diagnosis.subject import lowest_sqnr
 from edgekit.diagnosis.values import Bound
-from edgekit.errors import EdgekitError, Interrupted, UserError
+from edgekit.errors import DeviceError, EdgekitError, Interrupted, UserError
 from edgekit.pipeline.facts import tool_versions
 from edgekit.pipeline.workspace import Stage, Workspace
 from edgekit.schema import digest, read_record, write_atomically
@@ -110,7 +110,7 @@ class _Climb:
                 calibration=options.calibration,
             ),
             float_drop_points=100 * self._float.drop.value,
-            allowed_points=drop if drop is not None else 100.0,
+            allowed_points=self._allowed_points(),
             input_layout=begin.input_layout,
             timeout_seconds=begin.timeout_seconds,
             deadline=began + options.budget_seconds,
@@ -121,6 +121,7 @@ class _Climb:
         self._nearest: _Found | None = None
         self._evaluations = 0
         self._stopped: str | None = None
+        self._untimed: str | None = None
 
     def finish(self) -> TuneResult:
         passed: _Found | None = None
@@ -182,6 +183,7 @@ class _Climb:
         stage = self._workspace.stage(f"tune-{backend}-{name}", key, lambda w, out: rung.make(state, setting, w, out))
         file = Artifact.open(stage.folder / FILE)
         on_search = self._bound(file, self._search, "search")
+        latency = self._latency(file)
         result = RungResult(
             name=name,
             what=rung.what,
@@ -190,7 +192,7 @@ class _Climb:
             seconds=round(stage.seconds, 1),
             was_there=stage.cached,
             size_bytes=file.passport.size_bytes,
-            latency_p50_ns=self._latency(file),
+            latency_p50_ns=latency,
             sqnr_db=lowest_sqnr(file.passport.fidelity),
             on_search=on_search,
             artifact=str(file.folder),
@@ -236,8 +238,19 @@ class _Climb:
             return None
         self._tell(f"timing on {device}")
         plan = Plan(cold_starts=0, warmup_max_seconds=1.0, min_samples=50, min_seconds=0.5, memory=False)
-        measured = benchmark(file, device, plan=plan, workspace=self._options.workspace)
+        try:
+            measured = benchmark(file, device, plan=plan, workspace=self._options.workspace)
+        except DeviceError as e:
+            self._untimed = e.message
+            return None
         return measured.latency.p50_ns if measured.latency is not None else None
+
+    def _allowed_points(self) -> float:
+        """The drop the gate allows on the search data."""
+        allowed = [] if self._gate.max_drop_points is None else [self._gate.max_drop_points]
+        if self._gate.min_accuracy is not None and self._float.reference is not None:
+            allowed.append(100 * (self._float.reference.value - self._gate.min_accuracy))
+        return max(0.0, min(allowed))
 
     def _setting_of(self, stage: Stage, setting: Setting) -> Setting:
         """The setting with the student that the rung trained, if it did."""
@@ -288,6 +301,7 @@ class _Climb:
             budget_seconds=options.budget_seconds,
             seconds=round(time.monotonic() - self._began, 1),
             stopped=self._stopped,
+            untimed=self._untimed,
         )
 
 

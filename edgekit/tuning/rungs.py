@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -128,7 +130,7 @@ def convert(state: State, setting: Setting, work: Path, out: Path) -> None:
         schemes=[setting.scheme],
         calibration=form.samples(calibration_batches(workload, setting.calibration, seed=seed)),
         verification=form.samples(held_out_batches(workload, VERIFIED, seed=seed)),
-        output_dir=work / "made",
+        output_dir=Path(tempfile.mkdtemp(prefix="made-", dir=work)),
         options=form.options,
     )
     outcome.raise_failures()
@@ -175,9 +177,6 @@ def _int16(state: State) -> Setting:
 
 def _keep_float(state: State, setting: Setting, work: Path, out: Path) -> None:
     """The fewest layers in float that hold the bound, searched on the visible training data."""
-    import shutil
-    import tempfile
-
     from edgekit.diagnosis.examination import examine
     from edgekit.diagnosis.reconversion import float_file_of
     from edgekit.diagnosis.search import search
@@ -185,8 +184,9 @@ def _keep_float(state: State, setting: Setting, work: Path, out: Path) -> None:
 
     file = state.best_file
     if file is None:
-        convert(state, setting, work, work)
-        file = Artifact.open(work / FILE)
+        made = Path(tempfile.mkdtemp(prefix="base-", dir=work))
+        convert(state, setting, work, made)
+        file = Artifact.open(made / FILE)
     with tempfile.TemporaryDirectory(prefix="search-", dir=work) as folder:
         subject = subject_of(
             state.data.visible,
@@ -207,6 +207,8 @@ def _keep_float(state: State, setting: Setting, work: Path, out: Path) -> None:
         )
         if found.record.stopped is not None and state.left_seconds < 0:
             raise BudgetEnded(found.record.stopped)
+        if found.record.stopped is not None:  # `search` ends with its best on Ctrl-C; that is no finished rung
+            raise KeyboardInterrupt
         shutil.copytree(found.artifact.folder, out / FILE)
 
 

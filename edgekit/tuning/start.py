@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,12 @@ def _read(workload: Workload, path: Path) -> Student:
     return Student(module=module.eval())
 
 
+def _before_qat(student: Student) -> Student:
+    """The float student: what a recipe trained for a backend is a rung here."""
+    lineage = tuple(step for step in student.lineage if step.step != "qat")
+    return replace(student, trained={}, lineage=lineage)
+
+
 def _of_recipe(path: Path, options: TuneOptions) -> Start:
     from edgekit.pipeline.learning import learn
     from edgekit.pipeline.run import RunOptions, open_run
@@ -92,7 +98,7 @@ def _of_recipe(path: Path, options: TuneOptions) -> Start:
         workload=context.workload,
         source=context.identity.source,
         teacher=learned.teacher.module,
-        student=learned.student,
+        student=_before_qat(learned.student),
         quantization=QuantizationOptions(
             io_dtype=convert.io_dtype,
             percentile=convert.percentile,

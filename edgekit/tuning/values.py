@@ -43,7 +43,7 @@ class RungResult(Record):
     status: RungStatus
     reason: str
     seconds: float | None = None
-    """Of making it, training included; over all the calls that worked on it."""
+    """Of making it, training included, in the call that finished it."""
     was_there: bool = False
     """Made by an earlier call."""
     size_bytes: int | None = None
@@ -82,3 +82,5 @@ class TuneResult(Record):
     seconds: float
     """Of this call."""
     stopped: str | None = None
+    untimed: str | None = None
+    """Why latencies are missing."""

@@ -72,6 +72,8 @@ def sentences(result: TuneResult) -> tuple[str, ...]:
         f"the verdict is of {result.evaluation_data}, which no rung was made or chosen with; "
         f"{result.evaluations} file{'' if result.evaluations == 1 else 's'} had to be shown them"
     )
+    if result.untimed is not None:
+        told.append(f"not timed: {result.untimed}")
     if result.stopped is not None:
         told.append(f"{result.stopped}; call it again to go on")
     return tuple(told)
