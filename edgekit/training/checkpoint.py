@@ -70,6 +70,8 @@ class StoredRun:
     """A checkpoint that belongs to the run that asks."""
 
     path: Path
+    step: int
+    """Optimizer steps done, over all epochs."""
     finished: bool
     """Nothing is left to train."""
 
@@ -86,11 +88,11 @@ def find_stored_run(folder: Path, *, key: str) -> StoredRun | None:
         return None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        told, finished = found.get(KEY), bool(found.get(FINISHED))
+        told, step, finished = found[KEY], int(found["global_step"]), bool(found[FINISHED])
     except Exception as e:  # noqa: BLE001 - torch.load raises whatever the broken bytes lead it to
         logger.warning("%s cannot be read (%s: %s); training starts at the beginning", path, type(e).__name__, e)
         return None
     if told != key:
         logger.warning("%s belongs to another training run; training starts at the beginning", path)
         return None
-    return StoredRun(path=path, finished=finished)
+    return StoredRun(path=path, step=step, finished=finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,11 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         if self.validation is not None:
             self.validation.rank = self.global_rank
 
+    def on_train_start(self) -> None:
+        if self.trainer.world_size > 1:
+            # Lightning's own handler talks to the other processes, which may be gone when this one is ended.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if isinstance(batch, tuple):
             return self.transfer_batch_to_device(batch[0], device, dataloader_idx), batch[1]
@@ -187,7 +193,7 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The optimizer's count, not a position saved by the batches: callbacks save before on_train_batch_end here.
-        self.batches.position = self.first_step = int(checkpoint["global_step"])
+        self.batches.position = int(checkpoint["global_step"])
         self.means = RunningMeans.load(checkpoint["edgekit_means"])
         self.judged.load(checkpoint["edgekit_judged"])
         self.best.load(checkpoint["edgekit_best"])

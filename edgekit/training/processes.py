@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from edgekit import errors
 from edgekit.errors import EdgekitError, HostError, UserError
-from edgekit.training.lightning_loop import StepReport
+from edgekit.training.lightning_loop import StepReport, TrainingModule
 
 __all__ = ["Relay", "forked_ddp"]
 
@@ -140,7 +140,20 @@ class _ForkedDDP(DDPStrategy):  # type: ignore[misc]
         self._launcher = _RelayingLauncher(self, self._relay)
 
 
-def forked_ddp(relay: Relay, *, backend: str) -> dict[str, Any]:
+def forked_ddp(relay: Relay, training: TrainingModule, *, backend: str) -> dict[str, Any]:
     """Arguments for a Trainer that trains in processes of this machine, whatever cluster it is part of."""
-    strategy = _ForkedDDP(relay, process_group_backend=backend, find_unused_parameters=True)
+    unused = _has_unused_parameters(training)
+    strategy = _ForkedDDP(relay, process_group_backend=backend, find_unused_parameters=unused)
     return {"strategy": strategy, "plugins": [LightningEnvironment()]}
+
+
+def _has_unused_parameters(training: TrainingModule) -> bool:
+    """Whether the loss leaves some trained parameter without a gradient, by one step whose effects are taken back."""
+    before = {name: value.clone() for name, value in training.state_dict().items()}
+    batch = training.batches.source.fetch(training.batches.samples[: training.batches.batch_size])
+    try:
+        training.objective.step(training.module, batch).loss.backward()  # type: ignore[no-untyped-call]
+        return any(p.requires_grad and p.grad is None for p in training.parameters())
+    finally:
+        training.zero_grad(set_to_none=True)
+        training.load_state_dict(before)

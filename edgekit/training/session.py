@@ -73,20 +73,14 @@ class Session:
             self.module, self.objective, batches, self.options,
             seed=self.seed, validation=validation, on_step=on_step, after_step=self.after_step,
         )  # fmt: skip
-        if found is None or not found.finished:
-            with borrowed_process_state(self.options.threads):
-                self.module.train()
-                try:
-                    self._run(training, hardware, found, on_step)
-                finally:
-                    training.cpu()
-                    self.objective.to(torch.device("cpu"))
+        ended = found if found is not None and found.finished else None
+        if ended is None:
+            self._run(training, hardware, found, on_step)
             if hardware.devices > 1:  # trained in other processes; all of it is in the file
-                found = find_stored_run(self.work_dir, key=self.key)
-        if found is not None and found.finished:
-            resumed_from = training.first_step
-            _restore(training, found)
-            training.first_step = resumed_from if hardware.devices > 1 else training.first_step
+                ended = find_stored_run(self.work_dir, key=self.key)
+        if ended is not None:
+            _restore(training, ended)
+        training.first_step = found.step if found is not None else 0
         if training.best.state:
             training.load_state_dict(training.best.state)
         self.module.eval()
@@ -99,30 +93,43 @@ class Session:
         found: StoredRun | None,
         on_step: Callable[[StepReport], None] | None,
     ) -> None:
-        arguments = hardware.trainer_arguments()
-        if hardware.devices > 1:
-            from edgekit.training.processes import Relay, forked_ddp
+        with borrowed_process_state(self.options.threads):
+            self.module.train()
+            arguments = hardware.trainer_arguments()
+            if hardware.devices > 1:
+                from edgekit.training.processes import Relay, forked_ddp
 
-            relay = Relay(hardware.devices, on_step)
-            training.on_step = relay.tell
-            arguments |= forked_ddp(relay, backend=hardware.backend)
+                relay = Relay(hardware.devices, on_step)
+                training.on_step = relay.tell
+                arguments |= forked_ddp(relay, training, backend=hardware.backend)
+            trainer = make_trainer(
+                self.work_dir,
+                epochs=self.options.epochs,
+                callbacks=self._callbacks(),
+                logger=self._logger(),
+                hardware=arguments,
+                gradient_clip=self.options.gradient_clip,
+                validates=training.validation is not None,
+            )
+            try:
+                run_trainer(trainer, training, checkpoint=found.path if found is not None else None)
+            finally:
+                training.cpu()
+                self.objective.to(torch.device("cpu"))
+
+    def _logger(self) -> Any:
         config: dict[str, Any] = {**self.options.model_dump(mode="json"), "seed": self.seed}
-        trainer = make_trainer(
-            self.work_dir,
-            epochs=self.options.epochs,
-            callbacks=self._callbacks(),
-            logger=make_logger(self.options.logger, self.work_dir, config=config),
-            hardware=arguments,
-            gradient_clip=self.options.gradient_clip,
-            validates=training.validation is not None,
-        )
-        run_trainer(trainer, training, checkpoint=found.path if found is not None else None)
+        return make_logger(self.options.logger, self.work_dir, config=config)
 
     def _callbacks(self) -> list[pl.Callback]:
         writer = CheckpointWriter(self.work_dir, key=self.key, seconds=self.checkpoint_seconds)
         if self.options.patience is None:
             return [writer]
-        return [EarlyStopping("validation_score", patience=self.options.patience, mode="min"), writer]
+        # Lightning runs it after every other callback where it acts at an epoch's end: too late for the checkpoint.
+        early = EarlyStopping(
+            "validation_score", patience=self.options.patience, mode="min", check_on_train_epoch_end=False
+        )
+        return [early, writer]
 
 
 def _restore(training: TrainingModule, stored: StoredRun) -> None:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["borrowed_process_state", "make_trainer", "run_trainer"]
 
-_LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning", "lightning.pytorch", "lightning.fabric")
+_LIGHTNING_LOGGERS = (
+    "pytorch_lightning", "lightning_fabric", "lightning", "lightning.pytorch", "lightning.fabric",
+    "torch.multiprocessing.spawn",
+)  # fmt: skip
 _LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "GLOBAL_RANK", "NODE_RANK", "WORLD_SIZE", "GROUP_RANK")
 
 
