@@ -18,27 +18,33 @@ def count_macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    with FlopCounterMode(display=False) as counter:
+        _run(module, example_inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def _run(module: nn.Module, example_inputs: Sequence[Tensor]) -> None:
+    """One forward pass in eval mode, of ops that are counted: oneDNN's fused LSTM is none."""
     training = module.training
     module.eval()
+    before = torch.backends.mkldnn.enabled
+    if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        torch.backends.mkldnn.enabled = False
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
             module(*example_inputs)
     finally:
+        if torch.backends.mkldnn.enabled != before:
+            torch.backends.mkldnn.enabled = before
         module.train(training)
-    return int(counter.get_total_flops()) // 2
 
 
 def macs_by_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, float]:
     """As `count_macs`, by the innermost module that did them; modules without any are not there."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(*example_inputs)
-    finally:
-        module.train(training)
+    with FlopCounterMode(display=False) as counter:
+        _run(module, example_inputs)
     root = type(module).__name__
     counts = {
         name.removeprefix(f"{root}."): sum(by_op.values()) / 2
