@@ -36,6 +36,7 @@ from edgekit.pipeline.facts import host_facts, tool_versions
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = ("tflite", "executorch", "onnx")
 CALIBRATION, VERIFICATION, HELD_OUT = 64, 64, 500
+OURS = ("fp32", "edgekit")
 SPEED_UP_GOALS = {"resnet18": 3.8, "mobilenet_v2": 2.1}
 Raw = dict[str, Any]
 
@@ -240,7 +241,7 @@ def quality_table(cells: Mapping[str, Any]) -> list[str]:
     ]
     for key, cell in cells.items():
         files = cell["files"]
-        peers = {name: file for name, file in files.items() if name not in ("fp32", "edgekit")}
+        peers = {name: file for name, file in files.items() if name not in OURS}
         best = max(peers, key=lambda name: peers[name]["sqnr_db"], default=None)
         for name, file in files.items():
             raw = file["times_ns"]
@@ -264,15 +265,25 @@ def _against(ours: Mapping[str, Any], best: Mapping[str, Any], name: str) -> str
 
 
 def speed_table(cells: Mapping[str, Any]) -> list[str]:
-    """Goal: 3.8 times (ResNet-18-type) and 2.1 times (MobileNetV2-type) as fast as fp32."""
-    lines = ["| network, backend | ratio of medians | of least | goal | |", "|---" * 5 + "|"]
+    """Goal: 3.8 times (ResNet-18-type) and 2.1 times (MobileNetV2-type) as fast as fp32, as peers were on a Zen 4
+    core; what they reach on this one is beside it."""
+    lines = [
+        "The goals are what the backends' own int8 files reached on a Zen 4 core (VNNI: four times fp32's rate). "
+        "Kernels are the runtimes'; on another processor the peers' column is what there is to reach.\n",
+        "| network, backend | ratio of medians | of least | fastest peer's file | goal | |",
+        "|---" * 6 + "|",
+    ]
     for key, cell in cells.items():
-        fp32, int8 = (cell["files"][name]["times_ns"] for name in ("fp32", "edgekit"))
-        medians, least, is_noisy = host_timing.disagreement(fp32, int8)
+        times = {name: file["times_ns"] for name, file in cell["files"].items()}
+        medians, least, is_noisy = host_timing.disagreement(times["fp32"], times["edgekit"])
+        peers = [host_timing.disagreement(times["fp32"], raw)[0] for name, raw in times.items() if name not in OURS]
         goal = SPEED_UP_GOALS.get(key.split()[1])
-        slower = "**slower than fp32**" if max(medians, least) < 1 else ""
-        told = _verdict(medians >= goal, is_noisy) if goal else slower
-        lines.append(f"| {key} | {medians:.2f}x | {least:.2f}x | {f'{goal}x' if goal else ''} | {told} |")
+        told = _verdict(medians >= goal, is_noisy) if goal else ""
+        if goal and medians < goal and peers and max(peers) < goal:
+            told += "; no peer reaches it on this core either"
+        told += " **slower than fp32**" if max(medians, least) < 1 else ""
+        peer = f"{max(peers):.2f}x" if peers else "—"
+        lines.append(f"| {key} | {medians:.2f}x | {least:.2f}x | {peer} | {f'{goal}x' if goal else ''} | {told} |")
     return lines
 
 

@@ -20,6 +20,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from edgekit.converters.batch_norms import keep_unfoldable_norms
 from edgekit.errors import ExportError, MissingDependencyError, UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def prepare_qat(module: nn.Module, example_inputs: tuple[Tensor, ...], *, backen
     except ImportError as e:
         raise MissingDependencyError("quantization-aware training", extra="executorch", package="torchao") from e
     graph = _captured(copy.deepcopy(module).eval(), example_inputs)
+    keep_unfoldable_norms(graph)
     _fuse_conv_bn_(graph)
     _fuse_linear_bn_(graph)
     prepared: GraphModule = prepare_qat_pt2e(graph, quantizer)

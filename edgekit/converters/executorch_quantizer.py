@@ -25,7 +25,7 @@ from torchao.quantization.pt2e import (
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from edgekit.converters.ranges import Range, RangeObserver
+from edgekit.converters.ranges import FoldedObserver, Range
 
 __all__ = [
     "ActivationObserver",
@@ -75,11 +75,9 @@ class ActivationObserver(MinMaxObserver):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "eps": LEAST_SCALE})
-        self.seen: RangeObserver | None = None
-        self.half: RangeObserver | None = None
-        """Of the samples that ranges are not judged by."""
-        self.is_judged = False
-        """Whether the sample at hand is one that ranges are judged by."""
+        self.seen: FoldedObserver | None = None
+        self.position = 0
+        """Of the sample at hand, which says what fold it belongs to."""
         self.is_finite = True
         self.masks = False
         """Whether a few values were so far from all others that 8 bits over that range leave nothing of the rest."""
@@ -103,9 +101,7 @@ class ActivationObserver(MinMaxObserver):  # type: ignore[misc]
             inner, most = sizes[sizes < sizes.max() / 2], float(sizes.max())
             self.masks = most >= _MASK and inner.numel() > 0 and float(inner.max()) < most / 50
         if self.seen is not None and self.is_finite:
-            self.seen.update(values.numpy())
-            if self.half is not None and not self.is_judged:
-                self.half.update(values.numpy())
+            self.seen.update(values.numpy(), self.position)
 
     def set_range(self, value_range: Range) -> None:
         """Quantize with this range from now on."""

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgekit.artifact import CalibrationFacts, RangeRule, RuleAction
+from edgekit.converters.batch_norms import keep_unfoldable_norms
 from edgekit.converters.executorch_graphs import as_arguments, exported_again, node_origins
 from edgekit.converters.executorch_quantizer import (
     ActivationObserver,
@@ -25,7 +26,7 @@ from edgekit.converters.executorch_quantizer import (
 )
 from edgekit.converters.executorch_scales import corrected_biases, fit_weight_scales, unfit_scales
 from edgekit.converters.fidelity import worst_sqnr_db
-from edgekit.converters.ranges import Range, RangeObserver, choose_ranges, is_split, judging_samples
+from edgekit.converters.ranges import FoldedObserver, Range, choose_ranges, fold_count, judging_samples
 from edgekit.errors import ConversionError, Problem, UnsupportedError, UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantized", "quantized_dynamically", "quantized_statically"]
 
-SCORED = 32
+SCORED = 64
 """Calibration samples every set of ranges is scored on."""
 _ROUNDS = 4
 """Ops found unfit when their values are seen go back to float; each round may find more."""
@@ -92,7 +93,7 @@ def quantized_dynamically(
     finished, left = {}, dict(kept)
     for name, program in programs.items():
         quantizer = dynamic_quantizer(_reason_in(kept))
-        prepared = prepare_pt2e(program.module(), quantizer)
+        prepared = prepare_pt2e(_graph_of(program), quantizer)
         if program.example_inputs is not None:
             with torch.no_grad():
                 prepared(*program.example_inputs[0])  # weights are seen when they are used
@@ -126,13 +127,12 @@ class _Session:
         self._options = request.quantization
         self._actions = actions
         self._quantizer = static_quantizer(_reason_in(left))
-        self._module: GraphModule = prepare_pt2e(program.module(), self._quantizer)
+        self._module: GraphModule = prepare_pt2e(_graph_of(program), self._quantizer)
         modules = dict(self._module.named_modules())
         self._observers = {n: m for n, m in modules.items() if isinstance(m, ActivationObserver)}
         self._weights = {n: m for n, m in modules.items() if isinstance(m, PerChannelWeightObserver)}
         self._fixed = self._fixed_rules()
-        self._judges = judging_samples(len(request.calibration), SCORED)
-        self._expected: list[list[np.ndarray]] = []
+        self._expected: dict[int, list[np.ndarray]] = {}
         self.facts: CalibrationFacts | None = None
 
     def _fixed_rules(self) -> dict[str, RangeRule]:
@@ -168,14 +168,14 @@ class _Session:
         if self._options.ranges is not RangeRule.MINMAX or self._fixed:
             for name, observer in self._observers.items():
                 if self._options.ranges is not RangeRule.MINMAX or name in self._fixed:
-                    observer.seen = RangeObserver()
-                    observer.half = RangeObserver() if is_split(len(self._request.calibration)) else None
+                    observer.seen = FoldedObserver(fold_count(len(self._request.calibration)))
+        judging = set(self._judging(None))
         for index, sample in enumerate(self._request.calibration):
             for observer in self._observers.values():
-                observer.is_judged = index % 2 == 1
+                observer.position = index
             flat = self._run(sample)
-            if index in self._judges:
-                self._expected.append(flat)
+            if index in judging:
+                self._expected[index] = flat
         return {name: why for name, why in self._unfit_values().items() if name not in self.left}
 
     def _run(self, sample: tuple[np.ndarray, ...]) -> list[np.ndarray]:
@@ -208,7 +208,6 @@ class _Session:
                 bits=8,
                 percentile=options.percentile,
                 fixed=self._fixed,
-                halves={name: observer.half for name, observer in self._observers.items() if observer.half is not None},
             )
             ranges, compared, per_tensor = choice.ranges, choice.compared, choice.per_tensor
         self._set(ranges)
@@ -227,8 +226,9 @@ class _Session:
         for name, observer in self._observers.items():
             observer.set_range(ranges[name])
 
-    def _judging(self) -> list[tuple[np.ndarray, ...]]:
-        return [self._request.calibration[index] for index in self._judges]
+    def _judging(self, fold: int | None) -> list[int]:
+        folds = judging_samples(len(self._request.calibration), SCORED)
+        return [i for one in folds for i in one] if fold is None else list(folds[fold])
 
     def _try(self, is_trying: bool) -> None:
         for observer in self._observers.values():
@@ -236,14 +236,15 @@ class _Session:
         for weight in self._weights.values():
             weight.is_trying = is_trying
 
-    def _score(self, ranges: Mapping[str, Range]) -> float:
+    def _score(self, ranges: Mapping[str, Range], fold: int | None) -> float:
+        judging = self._judging(fold)
         self._set(ranges)
         self._try(True)
         try:
-            found = [self._run(sample) for sample in self._judging()]
+            found = [self._run(self._request.calibration[index]) for index in judging]
         finally:
             self._try(False)
-        return worst_sqnr_db(self._expected, found)
+        return worst_sqnr_db([self._expected[index] for index in judging], found)
 
     @property
     def left(self) -> dict[str, str]:
@@ -271,17 +272,21 @@ class _Session:
         return other.finish()
 
 
+def _graph_of(program: ExportedProgram) -> GraphModule:
+    """The program's module, for preparing."""
+    graph = program.module()
+    keep_unfoldable_norms(graph)
+    return graph
+
+
 def _seen_range(observer: ActivationObserver) -> Range:
     low, high = float(observer.min_val), float(observer.max_val)
     return (low, high) if low <= high else (0.0, 0.0)
 
 
-def _bare(observer: ActivationObserver) -> RangeObserver:
-    """The exact extremes as a RangeObserver without a histogram."""
-    seen = RangeObserver()
-    low, high = _seen_range(observer)
-    seen.lowest, seen.highest = min(low, 0.0), max(high, 0.0)
-    return seen
+def _bare(observer: ActivationObserver) -> FoldedObserver:
+    """The exact extremes without a histogram."""
+    return FoldedObserver.of_extremes(*_seen_range(observer))
 
 
 def _names_until_observer(node: Any, observers: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.converters.ranges import RangeObserver, is_split, judging_samples
+from edgekit.converters.ranges import FoldedObserver, fold_count, judging_samples
 
 __all__ = ["Observed", "mean_errors", "observe", "open_session", "run_samples"]
 
@@ -23,15 +23,11 @@ _MASK = 1e4
 class Observed:
     """What calibration saw."""
 
-    observers: dict[str, RangeObserver] = field(default_factory=dict)
-    halves: dict[str, RangeObserver] = field(default_factory=dict)
-    """Of every second sample: ranges found on these can be judged on the others. Empty where none are to be judged."""
+    observers: dict[str, FoldedObserver] = field(default_factory=dict)
     unfit: dict[str, str] = field(default_factory=dict)
     """Values no 8 bits can hold, and why: they are not finite, or hold a mask's constant beside ordinary numbers."""
-    judges: tuple[int, ...] = ()
-    """The samples to judge ranges by."""
-    outputs: list[list[np.ndarray]] = field(default_factory=list)
-    """The model's outputs on them."""
+    outputs: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    """Position of each sample that ranges are judged by, to the model's outputs for it."""
 
 
 def open_session(model: Any, threads: int, *, optimized: Path | None = None, level: str = "ORT_ENABLE_ALL") -> Any:
@@ -60,36 +56,31 @@ def observe(
 ) -> Observed:
     """Run the float model with these values as outputs and take in what they hold, sample by sample.
 
-    `extremes_only` leaves the histograms out, which only rules other than min/max need. At most `judges` samples are
-    kept to judge ranges by: every second one where there are enough, so that a range is not judged by what it was
-    made from.
+    `extremes_only` leaves the histograms out, which only rules other than min/max need. The outputs of at most
+    `judges` samples are kept to judge ranges by.
     """
     outputs = [value.name for value in model.graph.output]
     wanted = sorted(set(names) - {value.name for value in model.graph.input} - set(outputs))
     session = open_session(_with_outputs(model, wanted), threads)
     inputs = [value.name for value in session.get_inputs()]
-    splits = judges > 0 and is_split(len(samples))
-    found = Observed(
-        observers={name: RangeObserver() for name in names},
-        halves={name: RangeObserver() for name in names} if splits else {},
-        judges=judging_samples(len(samples), judges),
-    )
+    folds = 1 if extremes_only else fold_count(len(samples))
+    found = Observed(observers={name: FoldedObserver(folds) for name in names})
+    judging = {i for fold in judging_samples(len(samples), judges) for i in fold} if judges else set()
     masks = {name: _MaskFinder() for name in names}
     for index, sample in enumerate(samples):
         feeds = dict(zip(inputs, sample, strict=True))
         values = dict(zip([*outputs, *wanted], session.run([*outputs, *wanted], feeds), strict=True))
-        if index in found.judges:
-            found.outputs.append([values[name] for name in outputs])
+        if index in judging:
+            found.outputs[index] = [values[name] for name in outputs]
         for name in names:
             array = np.asarray(values.get(name, feeds.get(name)))
-            _take_in(found, masks[name], name, array, extremes_only)
-            if splits and index % 2 == 0 and name not in found.unfit:
-                found.halves[name].update(array)
+            _take_in(found, masks[name], name, array, None if extremes_only else index)
     found.unfit.update({name: mask.reason for name, mask in masks.items() if mask.reason and name not in found.unfit})
     return found
 
 
-def _take_in(found: Observed, mask: _MaskFinder, name: str, array: np.ndarray, extremes_only: bool) -> None:
+def _take_in(found: Observed, mask: _MaskFinder, name: str, array: np.ndarray, index: int | None) -> None:
+    """See one value of the sample at `index`; only its extremes where that is None."""
     if name in found.unfit or array.size == 0:
         return
     low, high = float(array.min()), float(array.max())
@@ -98,11 +89,10 @@ def _take_in(found: Observed, mask: _MaskFinder, name: str, array: np.ndarray, e
         return
     if max(-low, high) >= _MASK:
         mask.update(array)
-    observer = found.observers[name]
-    if extremes_only:
-        observer.lowest, observer.highest = min(observer.lowest, low), max(observer.highest, high)
+    if index is None:
+        found.observers[name].widen(low, high)
     else:
-        observer.update(array)
+        found.observers[name].update(array, index)
 
 
 class _MaskFinder:

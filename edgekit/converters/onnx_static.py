@@ -17,7 +17,7 @@ from edgekit.converters.onnx_ranges import Observed, mean_errors, observe, open_
 from edgekit.converters.onnx_rewrites import dense_as_gemm, multiply_depthwise
 from edgekit.converters.onnx_rules import file_rules, unfollowed
 from edgekit.converters.onnx_weights import dequantize_weights
-from edgekit.converters.ranges import Range, RangeChoice, choose_ranges
+from edgekit.converters.ranges import Range, RangeChoice, choose_ranges, judging_samples
 from edgekit.errors import ConversionError, Problem, UnsupportedError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StaticModel", "quantized_statically"]
 
-SCORED = 32
+SCORED = 64
 """Calibration samples every set of ranges is judged by."""
 
 
@@ -224,12 +224,14 @@ class _Quantization:
         fixed: Mapping[str, RangeRule],
         known: Mapping[str, Range],
     ) -> RangeChoice:
-        samples = [self.request.calibration[index] for index in seen.judges]
+        folds = judging_samples(len(self.request.calibration), SCORED)
 
-        def score(ranges: Mapping[str, Range]) -> float:
+        def score(ranges: Mapping[str, Range], fold: int | None) -> float:
             writer.set_ranges(ranges)
             session = open_session(self.graph.model, self.request.threads)
-            return worst_sqnr_db(seen.outputs, run_samples(session, samples))
+            judging = [i for one in folds for i in one] if fold is None else folds[fold]
+            found = run_samples(session, [self.request.calibration[index] for index in judging])
+            return worst_sqnr_db([seen.outputs[index] for index in judging], found)
 
         rule = self.options.ranges
         if self.learned is not None and rule is RangeRule.AUTO:
@@ -243,5 +245,4 @@ class _Quantization:
             symmetric=self.is_wide,
             percentile=self.options.percentile,
             fixed=fixed,
-            halves={name: seen.halves[name] for name in names if name in seen.halves},
         )

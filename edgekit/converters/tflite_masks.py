@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.converters.ranges import Range, RangeObserver
+from edgekit.converters.ranges import FoldedObserver, Range
 from edgekit.converters.tflite_flatbuffer import constant_of, op_name, schema, text
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class Masks:
         return self.padded.union(*self.groups)
 
     def widened(
-        self, ranges: Mapping[str, Range], observers: Mapping[str, RangeObserver], bits: int
+        self, ranges: Mapping[str, Range], observers: Mapping[str, FoldedObserver], bits: int
     ) -> dict[str, Range]:
         """The ranges, those of masked tensors reaching below every real value by the whole span of their group."""
         out, margin = dict(ranges), MARGINS[bits]
         for group in self.groups:
-            seen = [observers[name] for name in group if name in observers]
+            seen = [observers[name].seen() for name in group if name in observers]
             span = max((observer.highest - observer.lowest for observer in seen), default=0.0)
             for name in group:
                 low, high = out.get(name, (0.0, 0.0))

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.artifact import Scheme
 from edgekit.converters.host_runtimes import tflite_run
-from edgekit.converters.ranges import Range, RangeObserver, is_split
+from edgekit.converters.ranges import FoldedObserver, Range, fold_count
 from edgekit.converters.tflite_flatbuffer import constant_of, float_tensors, op_name, read_model, schema, text
 from edgekit.converters.tflite_masks import MASK_LEVEL, Masks, masks_of
 from edgekit.errors import ConversionError
@@ -30,9 +30,7 @@ MAX_BIAS = 2.0**28
 class Observed:
     """What every activation of the file held over the calibration samples."""
 
-    observers: dict[str, RangeObserver]
-    halves: dict[str, RangeObserver]
-    """Of the samples that ranges are not judged by; empty where there are too few to split."""
+    observers: dict[str, FoldedObserver]
     masks: Masks
 
 
@@ -50,8 +48,7 @@ def observed(content: bytes, samples: Samples, threads: int) -> Observed:
     run = tflite_run(interpreter)
     moving = [t for t in float_tensors(model, model.subgraphs[0]) if t.values is None]
     masks = masks_of(model, model.subgraphs[0], samples)
-    observers = {tensor.name: RangeObserver() for tensor in moving}
-    halves = {tensor.name: RangeObserver() for tensor in moving} if is_split(len(samples)) else {}
+    observers = {tensor.name: FoldedObserver(fold_count(len(samples))) for tensor in moving}
     for index, sample in enumerate(samples):
         run(sample)
         for tensor in moving:
@@ -59,9 +56,7 @@ def observed(content: bytes, samples: Samples, threads: int) -> Observed:
             if tensor.name in masks.tensors:
                 values = values[values > MASK_LEVEL]
             try:
-                observers[tensor.name].update(values)
-                if halves and index % 2 == 0:
-                    halves[tensor.name].update(values)
+                observers[tensor.name].update(values, index)
             except ValueError as e:
                 raise ConversionError(
                     f"'{tensor.name}' holds NaN or infinite values on the calibration samples, so it has no range",
@@ -69,7 +64,7 @@ def observed(content: bytes, samples: Samples, threads: int) -> Observed:
                     stage="observe",
                     hint="look at what the op is given there; a mask is best added before a softmax",
                 ) from e
-    return Observed(observers=observers, halves=halves, masks=masks)
+    return Observed(observers=observers, masks=masks)
 
 
 def answers(content: bytes, samples: Samples, threads: int) -> list[list[np.ndarray]]:

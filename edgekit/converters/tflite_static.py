@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_SCORED", "Static", "StaticSearch"]
 
-MAX_SCORED = 32
+MAX_SCORED = 64
 """Calibration samples each trial is scored on."""
 MAX_REFUSED = 24
 """Ops a runtime may refuse before the conversion is given up."""
@@ -73,7 +73,8 @@ class StaticSearch:
         self._weights = weights
         self._threads = threads
         self._bits = 16 if recipe.scheme is Scheme.STATIC_W8A16 else 8
-        self._expected: list[list[np.ndarray]] = []
+        self._judging = judging_samples(len(samples), MAX_SCORED)
+        self._expected: dict[int | None, list[list[np.ndarray]]] = {}
         self._reasons = {
             name: "kept in float by a rule" for name, action in recipe.exceptions.items() if action is RuleAction.FLOAT
         }
@@ -91,7 +92,6 @@ class StaticSearch:
             symmetric=self._bits == 16,
             percentile=options.percentile,
             fixed=fixed,
-            halves={name: observer for name, observer in self._seen.halves.items() if name in free},
         )
         ranges = {
             name: (low * HEADROOM, high * HEADROOM) if wide and name not in fixed else (low, high)
@@ -118,11 +118,12 @@ class StaticSearch:
             notes += (f"int16 ranges are {HEADROOM:g} times what calibration saw",)
         return Static(content=content, facts=facts, notes=notes, reasons=dict(self._reasons))
 
-    def _score(self, ranges: Mapping[str, Range]) -> float:
-        scored = [self._samples[index] for index in judging_samples(len(self._samples), MAX_SCORED)]
-        if not self._expected:
-            self._expected = answers(self._content, scored, self._threads)
-        return worst_sqnr_db(self._expected, answers(self._built(ranges), scored, self._threads))
+    def _score(self, ranges: Mapping[str, Range], fold: int | None = None) -> float:
+        judging = [i for one in self._judging for i in one] if fold is None else self._judging[fold]
+        scored = [self._samples[index] for index in judging]
+        if fold not in self._expected:
+            self._expected[fold] = answers(self._content, scored, self._threads)
+        return worst_sqnr_db(self._expected[fold], answers(self._built(ranges), scored, self._threads))
 
     def _built(self, ranges: Mapping[str, Range]) -> bytes:
         """The file; ops the runtime refuses in integers are left in float, one after the other."""
@@ -161,8 +162,7 @@ class StaticSearch:
         names = [name for name in _norm_ops(self._content) if name not in self._recipe.exceptions]
         if not names:
             return
-        integer = max(compared.values()) if compared else self._score(ranges)
-        compared.setdefault("integer normalisation", integer)
+        integer = compared["integer normalisation"] = self._score(ranges)
         before = self._recipe, dict(self._reasons)
         for name in names:
             self._leave_float(name, "a normalisation whose integer form cost more than its place in float")

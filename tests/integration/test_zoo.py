@@ -51,6 +51,7 @@ TARGETS = {
     "prelu": ("tflite",),
     "groupnorm": ("executorch",),
     "pixel_shuffle": ("onnx",),
+    "densenet": ("executorch",),
     "same_padding": EVERYWHERE,
 }
 """Where the backends could differ most; `make conversion-matrix` goes through every pair."""

@@ -146,5 +146,6 @@ ZOO: dict[str, ZooModel] = {
     "prelu": _model(images.PReluNet, _SMALL, note="PReLU, one slope and one a channel"),
     "groupnorm": _model(images.GroupNormNet, _SMALL, note="group and instance normalization"),
     "pixel_shuffle": _model(images.PixelShuffleNet, _SMALL, note="sub-pixel convolution"),
+    "densenet": _model(images.DenseNet, _SMALL, note="dense connections, pre-activation"),
     "same_padding": _model(images.SamePaddingNet, _SMALL, note="padding='same', dilation, stride"),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "DenseNet",
     "DepthwiseMultiplier",
     "EfficientNet",
     "GroupNormNet",
@@ -358,3 +359,27 @@ class SamePaddingNet(nn.Module):
         x = torch.relu(self.dilated(torch.relu(self.even(x))))
         # TensorFlow's SAME at stride 2 on an even side: one more below and to the right. torch refuses 'same' there
         return self.head(torch.relu(self.strided(F.pad(x, (0, 1, 0, 1)))))
+
+
+class DenseNet(nn.Module):
+    """Blocks that read all before them: batch normalization first, behind a convolution that others read too
+    (Huang et al. 2017)."""
+
+    def __init__(self, width: int = 12, growth: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(self._block(width + growth * index, growth) for index in range(3))
+        self.transition = self._block(width + growth * 3, 16)
+        self.pool = nn.AvgPool2d(2)
+        self.head = nn.Linear(16, 10)
+
+    @staticmethod
+    def _block(inner: int, outer: int) -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm2d(inner), nn.ReLU(), nn.Conv2d(inner, outer, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = torch.cat([x, block(x)], 1)
+        x = self.pool(self.transition(x))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))

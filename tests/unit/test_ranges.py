@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgekit.artifact import RangeRule
-from edgekit.converters.ranges import LEAST_GAIN_DB, Range, RangeObserver, choose_ranges, is_split, judging_samples
+from edgekit.converters.ranges import (
+    LEAST_GAIN_DB,
+    FoldedObserver,
+    Range,
+    RangeObserver,
+    choose_ranges,
+    fold_count,
+    judging_samples,
+)
 
 FLOATS = arrays.arrays(
     np.float32,
@@ -174,13 +182,34 @@ def test_the_memory_of_an_observer_is_bounded() -> None:
         assert observer._counts.size <= 4096
 
 
-def observers() -> dict[str, RangeObserver]:
-    """Six tensors with tails of different weight."""
+@settings(deadline=None, max_examples=60)
+@given(st.lists(FLOATS, min_size=1, max_size=9), st.integers(1, 4))
+def test_folds_together_are_as_good_as_one_observer(samples: list[np.ndarray], folds: int) -> None:
+    """Merged folds answer as one observer of all samples; without one fold, as one of the samples of the others."""
+    folded = FoldedObserver(folds)
+    for index, values in enumerate(samples):
+        folded.update(values, index)
+    assert everything(folded.seen()) == everything(observed(*samples))
+    if folds > 1:
+        others = observed(*(values for index, values in enumerate(samples) if index % folds != 1))
+        wanted = others if others.lowest < others.highest else observed(*samples)
+        assert everything(folded.seen(without=1)) == everything(wanted)
+
+
+def folded(*values: np.ndarray, folds: int = 1) -> FoldedObserver:
+    made = FoldedObserver(folds)
+    for index, array in enumerate(values):
+        made.update(array, index)
+    return made
+
+
+def observers() -> dict[str, FoldedObserver]:
+    """Six tensors with tails of different weight; with 4 bits the least-error range clips the heavier ones."""
     found = {}
     for index in range(6):
         values = np.random.default_rng(index).standard_normal(4000)
         values[:3] *= 9 + 8 * index
-        found[f"t{index}"] = observed(values.astype(np.float32))
+        found[f"t{index}"] = folded(values.astype(np.float32))
     return found
 
 
@@ -189,40 +218,40 @@ def distance(ranges: Mapping[str, Range], liked: Mapping[str, Range]) -> float:
     return sum(abs(ranges[name][end] - liked[name][end]) for name in liked for end in (0, 1))
 
 
-def wishes(wanted: Mapping[str, RangeRule]) -> tuple[dict[str, RangeObserver], dict[str, Range]]:
+def wishes(wanted: Mapping[str, RangeRule]) -> tuple[dict[str, FoldedObserver], dict[str, Range]]:
     """The tensors, and the ranges of a model that is best with a rule of its own for each of them."""
     found = observers()
-    return found, {name: found[name].range_of(rule, bits=8) for name, rule in wanted.items()}
+    return found, {name: found[name].seen().range_of(rule, bits=4) for name, rule in wanted.items()}
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(RULES), min_size=6, max_size=6), st.integers(1, 8))
-def test_auto_is_never_worse_than_the_best_rule_for_all(rules: list[RangeRule], trials: int) -> None:
-    """Whatever the model likes, AUTO scores at least as high as each rule alone, says so truly, and asks no more than
-    three times and the trials."""
+def test_auto_is_never_much_worse_than_the_best_rule_for_all(rules: list[RangeRule], trials: int) -> None:
+    """Whatever the model likes, AUTO scores at least as high as min/max, and within what a rule must gain as high as
+    each other one; it says so truly, and asks no more than three times, the trials and the last round."""
     found, liked = wishes({f"t{index}": rule for index, rule in enumerate(rules)})
     asked: list[float] = []
 
-    def score(ranges: Mapping[str, Range]) -> float:
+    def score(ranges: Mapping[str, Range], fold: int | None) -> float:
+        assert fold is None
         asked.append(-distance(ranges, liked))
         return asked[-1]
 
-    choice = choose_ranges(found, score, rule=RangeRule.AUTO, bits=8, trials=trials)
-    assert len(asked) <= 3 + trials
-    reached = score(choice.ranges)
-    assert reached == max(choice.compared.values())
+    choice = choose_ranges(found, score, rule=RangeRule.AUTO, bits=4, trials=trials)
+    assert len(asked) <= 3 + trials + 2 + 2 * 4
+    reached = score(choice.ranges, None)
+    assert reached == choice.compared["chosen"]
     for rule in RULES:
-        assert reached >= score({name: observer.range_of(rule, bits=8) for name, observer in found.items()})
-    assert choice.ranges == {name: found[name].range_of(rule, bits=8) for name, rule in choice.rules.items()}
+        alone = score({name: observer.seen().range_of(rule, bits=4) for name, observer in found.items()}, None)
+        assert reached >= alone - (0 if rule is RangeRule.MINMAX else LEAST_GAIN_DB)
     assert sum(choice.per_tensor.values()) == len(found)
 
 
 def test_auto_mixes_rules_where_no_rule_suits_every_tensor() -> None:
     """Where some tensors want min/max and others the least error, AUTO gives each kind its own and beats every rule
     alone."""
-    wanted = {f"t{index}": RangeRule.MSE if index > 3 else RangeRule.MINMAX for index in range(6)}
-    found, liked = wishes(wanted)
-    choice = choose_ranges(found, lambda ranges: -distance(ranges, liked), rule=RangeRule.AUTO, bits=8)
+    found, liked = wishes({f"t{index}": RangeRule.MINMAX if index == 5 else RangeRule.MSE for index in range(6)})
+    choice = choose_ranges(found, lambda ranges, _: -distance(ranges, liked), rule=RangeRule.AUTO, bits=4)
     assert len(choice.per_tensor) > 1
     assert choice.compared["per tensor"] > max(choice.compared[rule.value] for rule in RULES)
 
@@ -232,53 +261,80 @@ def test_fixed_tensors_keep_their_rule() -> None:
     found = observers()
     for rule in (RangeRule.AUTO, RangeRule.MINMAX):
         fixed = {"t3": RangeRule.PERCENTILE}
-        choice = choose_ranges(found, lambda ranges: ranges["t3"][1], rule=rule, bits=8, fixed=fixed)
+        choice = choose_ranges(found, lambda ranges, _: ranges["t3"][1], rule=rule, bits=4, fixed=fixed)
         assert choice.rules["t3"] is RangeRule.PERCENTILE
-        assert choice.ranges["t3"] == found["t3"].range_of(RangeRule.PERCENTILE, bits=8)
+        assert choice.ranges["t3"] == found["t3"].seen().range_of(RangeRule.PERCENTILE, bits=4)
 
 
 def test_a_rule_that_was_asked_for_is_not_scored() -> None:
     """Only AUTO costs runs of the model."""
 
-    def never(_: Mapping[str, Range]) -> float:
+    def never(_: Mapping[str, Range], __: int | None) -> float:
         raise AssertionError("scored")
 
-    choice = choose_ranges(observers(), never, rule=RangeRule.MSE, bits=8)
+    choice = choose_ranges(observers(), never, rule=RangeRule.MSE, bits=4)
     assert choice.per_tensor == {"mse": 6}
     assert choice.compared == {}
 
 
-@pytest.mark.parametrize(("gain", "taken"), [(LEAST_GAIN_DB / 2, RangeRule.MINMAX), (LEAST_GAIN_DB * 2, RangeRule.MSE)])
-def test_clipping_must_win_on_samples_it_was_not_made_from(gain: float, taken: RangeRule) -> None:
-    """With halves, rules are tried on these; a small win over min/max does not count; the ranges are of all samples."""
-    half, whole = observed(heavy_tailed(seed=1)), observed(heavy_tailed(seed=1), heavy_tailed(seed=2) * 3)
-    clipped = half.range_of(RangeRule.MSE, bits=8)
+FEW, MANY = LEAST_GAIN_DB / 2, LEAST_GAIN_DB * 2
 
-    def score(ranges: Mapping[str, Range]) -> float:
-        return 30.0 + gain if ranges["x"] == clipped else 30.0
 
-    choice = choose_ranges({"x": whole}, score, rule=RangeRule.AUTO, bits=8, halves={"x": half})
+@pytest.mark.parametrize(
+    ("on_folds", "on_all", "taken"),
+    [
+        ((FEW,) * 4, MANY, RangeRule.MINMAX),  # too little where it was not made
+        ((MANY,) * 4, FEW, RangeRule.MINMAX),  # with the ranges of all samples it does not hold
+        ((MANY * 4, MANY * 4, MANY * 4, -MANY * 8), MANY, RangeRule.MINMAX),  # one fold pays for the others
+        ((MANY,) * 4, MANY, RangeRule.MSE),
+    ],
+)
+def test_clipping_must_win_everywhere(on_folds: tuple[float, ...], on_all: float, taken: RangeRule) -> None:
+    """A rule that clips must gain enough on samples its ranges were not made from, and with the ranges it ends with."""
+    found = folded(*(heavy_tailed(seed=seed) * (1 + seed) for seed in range(4)), folds=4)
+    clipped = {fold: found.seen(without=fold).range_of(RangeRule.MSE, bits=8) for fold in (None, 0, 1, 2, 3)}
+
+    def score(ranges: Mapping[str, Range], fold: int | None) -> float:
+        if ranges["x"] != clipped[fold]:
+            return 30.0
+        return 30.0 + (on_all if fold is None else on_folds[fold])
+
+    choice = choose_ranges({"x": found}, score, rule=RangeRule.AUTO, bits=8)
     assert choice.rules == {"x": taken}
-    assert choice.ranges == {"x": whole.range_of(taken, bits=8)}
-    assert choice.compared["mse"] == 30.0 + gain
+    assert choice.ranges == {"x": found.seen().range_of(taken, bits=8)}
+    assert choice.compared["mse"] == pytest.approx(30.0 + sum(on_folds) / 4)
 
 
-def test_a_half_that_saw_nothing_is_not_used() -> None:
-    """A tensor that is zero in one half of the samples has no range there: it is tried with that of all of them."""
-    whole = observed(heavy_tailed())
+def test_a_wider_range_is_taken_where_it_measures_better() -> None:
+    """The last round: the whole range two percent wider, where the model answers best then; a held one stays."""
+    found = {"x": folded(heavy_tailed(seed=1)), "y": folded(heavy_tailed(seed=2))}
+    low, high = found["x"].seen().range_of(RangeRule.MINMAX, bits=8)
+
+    def score(ranges: Mapping[str, Range], _: int | None) -> float:
+        return 30.0 - 100 * abs(ranges["x"][1] / high - 1.02)
+
+    choice = choose_ranges(found, score, rule=RangeRule.AUTO, bits=8, fixed={"y": RangeRule.MINMAX})
+    assert choice.ranges["x"] == (low * 1.02, high * 1.02)
+    assert choice.ranges["y"] == found["y"].seen().range_of(RangeRule.MINMAX, bits=8)
+    assert choice.compared["chosen"] == choice.compared["2% wider"] > 29.9
+
+
+def test_folds_that_saw_nothing_are_not_used() -> None:
+    """A tensor that is zero in all folds but one has no range there: it is tried with that of all of them."""
+    whole = folded(heavy_tailed(), np.zeros(8, np.float32), folds=2)
     tried: list[Range] = []
 
-    def score(ranges: Mapping[str, Range]) -> float:
+    def score(ranges: Mapping[str, Range], _: int | None) -> float:
         tried.append(ranges["x"])
         return 30.0
 
-    choose_ranges({"x": whole}, score, rule=RangeRule.AUTO, bits=8, halves={"x": observed(np.zeros(8, np.float32))})
+    choose_ranges({"x": whole}, score, rule=RangeRule.AUTO, bits=8)
     assert all(low < high for low, high in tried)
 
 
-def test_ranges_are_judged_by_every_second_sample() -> None:
-    """Never by one they were found on, where there are enough samples to split; at most so many."""
-    assert not is_split(7)
-    assert judging_samples(7, 32) == tuple(range(7))
-    assert judging_samples(10, 32) == (1, 3, 5, 7, 9)
-    assert judging_samples(200, 3) == (1, 3, 5)
+def test_samples_are_dealt_into_folds() -> None:
+    """Each sample judges the ranges of the other folds; too few are one fold; at most so many judge."""
+    assert fold_count(7) == 1
+    assert judging_samples(7, 32) == ((0, 1, 2, 3, 4, 5, 6),)
+    assert judging_samples(10, 32) == ((0, 4, 8), (1, 5, 9), (2, 6), (3, 7))
+    assert judging_samples(200, 8) == ((0, 4), (1, 5), (2, 6), (3, 7))
