@@ -66,7 +66,7 @@ class Sensor(nn.Module):
         """The numbers each measurement is made of: `[B, …]` to `[blocks, n]`, `n` in the order of the matrix."""
         if self.block is None:
             return x.flatten(1)
-        channels, *extents = self.shape
+        channels, *extents = x.shape[1:]
         cut = x.reshape(len(x), channels, *(part for extent in extents for part in (extent // self.block, self.block)))
         order = (0, 2, 4, 1, 3, 5) if len(extents) == 2 else (0, 2, 1, 3)
         return cut.permute(order).reshape(-1, self.matrix.shape[1])

@@ -129,7 +129,8 @@ class _OneInput:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        inputs, target = self.data[index]
+        item = self.data[index]
+        inputs, target = item if len(item) == 2 else (item[:-1], item[-1])  # a tensor data set of several columns
         return inputs[self.place], target
 
 
