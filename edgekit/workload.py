@@ -46,9 +46,10 @@ __all__ = ["MapDataset", "Task", "Workload", "WorkloadSource", "load_workload"]
 class MapDataset(Protocol):
     """Anything with a length whose items are `(input, target)`; `input` is a tensor or a tuple of tensors.
 
-    Inputs carry no batch axis. A `torch.utils.data.Dataset` with `__len__` is one. An item of unlabelled data is the
-    input tensor itself, or a tuple or list whose first element is the input and whose others are not looked at: any
-    labelled data will do. For a model of several inputs it is `((first, second), …)`.
+    `(first, second, …, target)` is the same as `((first, second, …), target)`. Inputs carry no batch axis. A
+    `torch.utils.data.Dataset` with `__len__` is one. An item of unlabelled data is the input tensor itself, or a tuple
+    or list whose first element is the input and whose others are not looked at: any labelled data will do. For a model
+    of several inputs it is `((first, second), …)`.
     """
 
     def __len__(self) -> int: ...

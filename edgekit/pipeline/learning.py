@@ -18,6 +18,7 @@ from edgekit.pipeline.proving import Made, prove
 from edgekit.pipeline.workspace import Stage
 from edgekit.recipe import Recipe, Step
 from edgekit.schema import sha256_of
+from edgekit.training.loggers import keep_logs
 from edgekit.workload import LoadedWorkload, sample_digest
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def _teacher(context: Context) -> _Teacher:
             on_progress=training_progress(context, "teacher"),
         )
         save_student(Student(module=model), out)
+        keep_logs(work, out)
 
     weights = recipe.teacher.weights
     weights_hash = sha256_of(context.base / weights) if weights and (context.base / weights).is_file() else weights
@@ -201,6 +203,7 @@ def _step(
         on_progress=training_progress(context, name),
     )
     save_student(made, out)
+    keep_logs(work, out)
 
 
 def _files_of(context: Context, step: Step) -> list[object]:

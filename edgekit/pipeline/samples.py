@@ -57,8 +57,8 @@ def all_inputs(data: MapDataset) -> tuple[np.ndarray, ...]:
 
 
 def input_arrays(item: Any) -> tuple[np.ndarray, ...]:
-    """The inputs of one `(input, target)` item as arrays without a batch axis."""
+    """The inputs of one `(input, target)` item, or `(first, second, …, target)`, as arrays without a batch axis."""
     import numpy as np
 
-    inputs = item[0]
+    inputs = item[:-1] if len(item) > 2 else item[0]
     return tuple(np.asarray(value) for value in (inputs if isinstance(inputs, tuple | list) else (inputs,)))

@@ -97,6 +97,8 @@ class BatchSource:
         return self._checked(self._stacked([inputs for inputs, _ in pairs]), targets, indices)
 
     def _pair(self, item: Any) -> tuple[Any, Any]:
+        if isinstance(item, tuple | list) and len(item) > 2:
+            return tuple(item[:-1]), item[-1]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise WorkloadError(
                 f"{self.name} data: an item is {describe(item)}, not (input, target)",
