@@ -87,7 +87,7 @@ def _separable(axes: int, inputs: int, outputs: int, *, stride: int) -> list[nn.
 
 @dataclass(slots=True, kw_only=True)
 class DeepSupervision(Objective):
-    """Cross-entropy of the output, and for every exit (section 3.2 of the paper):
+    """Cross-entropy of the output, and for every exit (section 3 of the paper):
 
     (1 − weight) · cross-entropy + weight · T² · KL(output ‖ exit) + hint · mean squared distance to `deepest`.
     The output and the deepest feature teach and are not taught by the exits' losses.

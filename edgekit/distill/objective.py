@@ -11,11 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.distill.features import evaluating
-from edgekit.distill.response import (
-    check_same_outputs,
-    distillation_loss,
-    teacher_responses,
-)
+from edgekit.distill.response import check_same_outputs, distillation_loss, teacher_responses
 from edgekit.distill.stored import StoredOutputs
 from edgekit.distill.terms import OUTPUT, Term, make_terms
 from edgekit.errors import UserError, WorkloadError
@@ -112,7 +108,7 @@ class Distillation(Objective):
         needs_logits = _needs_logits(self.options)
         if self.responses is not None:
             logits = self.responses.index_select(0, batch.indices).to(outputs.device)
-            check_same_outputs(outputs, logits)
+            self._check(outputs, logits)
             return logits, {}
         names = self._modules(ours=False)
         if self.teacher is None or not (needs_logits or names):
@@ -122,8 +118,12 @@ class Distillation(Objective):
             logits = forward(teacher, batch, name="train").float()
         if not needs_logits:
             return None, found
-        check_same_outputs(outputs, logits)
+        self._check(outputs, logits)
         return logits, found
+
+    def _check(self, outputs: Tensor, logits: Tensor) -> None:
+        if self.options.weight > 0:  # relations compare outputs of any width
+            check_same_outputs(outputs, logits)
 
     def _modules(self, *, ours: bool) -> list[str]:
         names = (term.student if ours else term.teacher for term in self.terms)
@@ -151,10 +151,10 @@ def distillation(
     _check_something_is_learned(options, material)
     if isinstance(teacher, StoredOutputs):
         stored = teacher.checked(material, is_augmented=lesson.is_augmented)
-        with evaluating(student):
-            check_same_outputs(
-                forward(student, _batch(inputs), name="train"), torch.from_numpy(stored[: len(inputs[0])])
-            )
+        if options.weight > 0:
+            with evaluating(student):
+                outputs = forward(student, _batch(inputs), name="train")
+            check_same_outputs(outputs, torch.from_numpy(stored[: len(inputs[0])]))
         return Distillation(
             options=options,
             teacher=None,
@@ -164,7 +164,7 @@ def distillation(
             has_targets=material.has_targets,
         )
     terms = make_terms(student, teacher, options, inputs, seed=lesson.seed)
-    if _needs_logits(options):
+    if options.weight > 0:
         _check_outputs(student, teacher, inputs)
     looks_inside = any(term.teacher for term in terms)
     responses = None

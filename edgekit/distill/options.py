@@ -23,7 +23,8 @@ __all__ = [
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Pairs = Annotated[dict[str, str], Field(min_length=1)]
+ModuleName = Annotated[str, Field(min_length=1)]
+Pairs = Annotated[dict[ModuleName, ModuleName], Field(min_length=1)]
 
 
 class _PairOptions(Record):
@@ -55,9 +56,9 @@ class AttentionOptions(_PairOptions):
 
 
 class RelationOptions(_PairOptions):
-    """Relational distillation (Park et al. 2019, RKD): distances (eq. 5) and angles (eq. 8) within a batch."""
+    """Relational distillation (Park et al. 2019, RKD, section 3.2): distances and angles within a batch."""
 
-    pairs: dict[str, str] = Field(default_factory=dict)
+    pairs: dict[ModuleName, ModuleName] = Field(default_factory=dict)
     """Empty: the outputs of both."""
     distance: NonNegative = 25.0
     angle: NonNegative = 50.0
@@ -112,6 +113,12 @@ class WeightDistillOptions(DistillOptions):
     exclude: tuple[str, ...] = ()
     """Student modules that are learned from their own initial weights instead."""
 
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> WeightDistillOptions:
+        if self.warmup_epochs >= self.generator_epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs:g}; it must be less than generator_epochs too")
+        return self
+
 
 class BornAgainOptions(DistillOptions):
     """Born-again networks (Furlanello et al. 2018): each generation is taught by the one before, from new weights."""
@@ -129,7 +136,7 @@ class BornAgainOptions(DistillOptions):
 
 
 class SelfDistillOptions(TrainOptions):
-    """Deep supervision by the model's own exits (Zhang et al. 2019, "Be your own teacher", eqs. 2-4).
+    """Deep supervision by the model's own exits (Zhang et al. 2019, "Be your own teacher", section 3).
 
     Every exit has a head of its own while training: cross-entropy · (1 − weight) + KL to the output · weight, and
     `hint` · the squared distance of its feature to that of `deepest`. The heads are no part of the student.

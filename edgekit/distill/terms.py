@@ -57,18 +57,16 @@ def make_terms(
     theirs = [name for _, _, name, _ in wanted if name]
     check_names(student, ours, who="student")
     if teacher is None:
-        return tuple(
-            Term(kind=kind, student=a, teacher=b, weight=weight, loss=_loss(kind, 0, 0))
-            for kind, a, b, weight in wanted
-        )
+        return tuple(_term(kind, OUTPUT, OUTPUT, weight, None) for kind, _, _, weight in wanted)
     check_names(teacher, theirs, who="teacher")
     students = probed(student, ours, inputs, who="student")
     teachers = probed(teacher, theirs, inputs, who="teacher")
+    seen = _Seen(student, teacher, students, teachers)
     terms = []
     with generators_kept():
         seed_generators(derive_seed(seed, "distillation terms"))
         for kind, a, b, weight in wanted:
-            made = _term(kind, a, b, weight, (student, teacher), (students, teachers))
+            made = _term(kind, a, b, weight, seen)
             if a:
                 _try(made, students, teachers)
             terms.append(made)
@@ -89,33 +87,32 @@ def _wanted(options: DistillOptions) -> list[tuple[str, str, str, float]]:
     return found
 
 
-def _term(
-    kind: str,
-    ours: str,
-    theirs: str,
-    weight: float,
-    models: tuple[nn.Module, nn.Module],
-    features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-) -> Term:
-    if not ours:
-        return Term(kind=kind, student=ours, teacher=theirs, weight=weight, loss=_loss(kind, 0, 0))
-    a, b = features[0][ours], features[1][theirs]
-    last = has_channels_last(models[0], ours, a), has_channels_last(models[1], theirs, b)
-    channels = [
-        v.shape[-1] if is_last else v.shape[1] if v.ndim > 1 else 0 for v, is_last in zip((a, b), last, strict=True)
-    ]
-    if 0 in channels:
-        raise WorkloadError(
-            f"'{ours}' and '{theirs}' give {tuple(a.shape)} and {tuple(b.shape)}: no features of samples"
-        )
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Both models and what their named modules give."""
+
+    student: nn.Module
+    teacher: nn.Module
+    ours: Mapping[str, Tensor]
+    theirs: Mapping[str, Tensor]
+
+
+def _term(kind: str, ours: str, theirs: str, weight: float, seen: _Seen | None) -> Term:
+    if seen is None or ours == OUTPUT:
+        return Term(kind=kind, student=OUTPUT, teacher=OUTPUT, weight=weight, loss=_loss(kind, 0, 0))
+    a, b = seen.ours[ours], seen.theirs[theirs]
+    if a.ndim < 2 or b.ndim < 2:
+        raise WorkloadError(f"'{ours}' and '{theirs}' give {tuple(a.shape)} and {tuple(b.shape)}: no feature a sample")
+    a_last = has_channels_last(seen.student, ours, a)
+    b_last = has_channels_last(seen.teacher, theirs, b)
     return Term(
         kind=kind,
         student=ours,
         teacher=theirs,
         weight=weight,
-        loss=_loss(kind, *channels),
-        student_last=last[0],
-        teacher_last=last[1],
+        loss=_loss(kind, a.shape[-1 if a_last else 1], b.shape[-1 if b_last else 1]),
+        student_last=a_last,
+        teacher_last=b_last,
     )
 
 

@@ -6,9 +6,9 @@ A student's parameter S is made from those of a group of adjacent teacher layers
     S = tanh(Σ_l α_l · T_l ×_1 M_1 ×_2 M_2 …) ⊙ W + B
 
 where M_a projects axis a from the teacher's size to the student's, α weighs the layers, and W and B have the shape of
-S; all of them are learned while the teacher's weights stay. The paper draws M and α at random. Here they start as a
-selection: one layer of the group, and evenly spaced indices of every axis, the same for every layer of one size, with W
-such that S is that selection itself. So the student begins with a part of the teacher.
+S; all of them are learned while the teacher's weights stay. M and α start not at random but as a selection: one layer
+of the group, and evenly spaced indices of every axis, the same for every layer of one size, with W such that S is that
+selection itself. So the student begins with a part of the teacher.
 """
 
 from __future__ import annotations

@@ -134,9 +134,10 @@ def test_every_kind_of_loss_at_once_and_a_resumed_run_is_the_same(tmp_path: Path
 
 def test_features_alone_may_come_from_a_teacher_of_other_classes() -> None:
     """weight: 0 asks for no responses: a teacher of another task will do."""
-    options = DistillOptions(epochs=1, weight=0, features={"3": "3"}, **FAST)
-    taught = distill(cnn(4), cnn(8, classes=3), digits(0, 64), options)
-    assert weights_digest(taught) != weights_digest(cnn(4))
+    for terms in ({"features": {"3": "3"}}, {"relations": {}}):
+        options = DistillOptions(epochs=1, weight=0, **terms, **FAST)
+        taught = distill(cnn(4), cnn(8, classes=3), digits(0, 64), options)
+        assert weights_digest(taught) != weights_digest(cnn(4))
 
 
 def test_a_model_of_two_inputs_is_distilled() -> None:
@@ -253,6 +254,21 @@ def test_a_students_own_weights_are_kept_unless_told(tmp_path: Path) -> None:
         for weights in ("own", "fresh")
     }  # fmt: skip
     assert weights_digest(made["own"].module) == weights_digest(own) != weights_digest(made["fresh"].module)
+
+
+def test_a_file_of_weights_may_be_the_students(tmp_path: Path) -> None:
+    """`edgekit why --weights` takes a .safetensors file of either architecture, and refuses that of neither."""
+    from safetensors.torch import save_model
+
+    from edgekit.diagnosis.subject import _with_weights
+
+    given, own = workload(), small()
+    for name, module in (("student", own), ("model", cnn(8, seed=5)), ("neither", cnn(3))):
+        save_model(module, str(tmp_path / f"{name}.safetensors"))
+    assert weights_digest(_with_weights(given, tmp_path / "student.safetensors")) == weights_digest(own)
+    assert weights_digest(_with_weights(given, tmp_path / "model.safetensors")) == weights_digest(cnn(8, seed=5))
+    with pytest.raises(WorkloadError):
+        _with_weights(given, tmp_path / "neither.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -444,18 +460,25 @@ def test_labels_outside_the_classes_are_an_error(with_unlabelled: bool) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_says_the_step(tmp_path: Path) -> None:
-    """A teacher that gives NaN on some samples: the run stops at that step, and the last good checkpoint stays."""
-    teacher = cnn(8)
-    rows = collect_outputs(teacher, digits(0, 64))
+    """A teacher that goes to NaN in the second epoch: the run stops there, and the first epoch's checkpoint stays."""
 
     class Sick(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            value: torch.Tensor = teacher(x)
-            return torch.where((x.sum(dim=(1, 2, 3)) > 22)[:, None], torch.nan, value)
+        def __init__(self) -> None:
+            super().__init__()
+            self.healthy = cnn(8)
+            self.calls = 0
 
-    assert np.isfinite(rows).all()
-    with pytest.raises(UserError, match=r"the loss is nan at step \d+ of"):
-        distill(cnn(4), Sick(), digits(0, 64), DistillOptions(**FAST), work_dir=tmp_path, augment=lambda x: x)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            value: torch.Tensor = self.healthy(x)
+            return value if self.calls <= 4 else value * torch.nan
+
+    # One call to compare shapes, then two batches an epoch: the fifth call is the fourth step's.
+    with pytest.raises(UserError, match=r"the loss is nan at step 4 of 4 .*"):
+        distill(cnn(4), Sick(), digits(0, 64), DistillOptions(epochs=2, **FAST), work_dir=tmp_path, augment=lambda x: x)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 2
+    assert all(bool(torch.isfinite(value).all()) for value in kept["state_dict"].values())
 
 
 def test_nothing_to_learn_from_is_an_error() -> None:
@@ -486,6 +509,7 @@ def test_recipes_say_what_is_wrong_with_them(tmp_path: Path) -> None:
         ("distill: {featurs: {a: b}}", "did you mean 'features'"),
         ("born_again: {teacher_outputs: a.npy}", "taught by the one before"),
         ("self_distill: {}", "exits"),
+        ("weight_distill: {epochs: 5, warmup_epochs: 2, generator_epochs: 2}", "less than generator_epochs"),
         ("architecture: {weights: old}", "weights"),
     ):
         with pytest.raises(RecipeError, match=said) as caught:
