@@ -26,6 +26,9 @@ VERSION = 1
 JUDGED_SAMPLES = 2000
 """At most so many labelled samples and so many others tell what the representation is worth."""
 
+HEAD_SAMPLES = 5000
+"""At most so many labelled samples set the head; with more of them training makes it anyway."""
+
 
 class _PretrainingRecord(Record):
     """`pretraining.json`."""
@@ -81,12 +84,15 @@ def pretrained_teacher(context: Context) -> Pretrained | None:
         _pretrain(context, options, data, work, out)
 
     stage = context.stage("pretrain", key, build)
+    seconds = stage.seconds
     module = fresh_model(context.workload, seed=context.recipe.seed)
     load_weights(module, stage.folder / WEIGHTS_NAME)
     found = read_record(_PretrainingRecord, stage.folder / "pretraining.json")
     if found.collapsed:
         context.warn("pretrain", found.spread)
     worth = _worth(context, module.eval(), stage, found.features)
+    if options.probe_head:
+        stage = _headed(context, module, stage)
     summary = f"pretrained by {options.method} for {options.epochs} epochs on {len(data)} samples without labels"
     if worth is not None:
         summary += (
@@ -98,7 +104,7 @@ def pretrained_teacher(context: Context) -> Pretrained | None:
         summary=f"{summary}; {found.spread}",
         options=options.model_dump(mode="json", exclude_none=True),
         seed=context.recipe.seed,
-        seconds=stage.seconds,
+        seconds=seconds,
     )
     return Pretrained(module=module, stage=stage, step=step)
 
@@ -152,6 +158,31 @@ def _worth(context: Context, module: nn.Module, made_by: Stage, features: str) -
 
     key: list[object] = [VERSION, made_by.key, identity.train, identity.evaluation, _versions()]
     return read_record(_WorthRecord, context.stage("pretrain-worth", key, build).folder / "worth.json")
+
+
+def _headed(context: Context, module: nn.Module, pretrained: Stage) -> Stage:
+    """The stage that set the head of `module`, in place, by the linear probe; warns where the head is no such layer."""
+    from edgekit.compress.storage import WEIGHTS_NAME, save_student
+    from edgekit.compress.student import Student
+    from edgekit.pretrain.data import evenly_spaced
+    from edgekit.pretrain.head import set_probe_head, why_no_probe_head
+    from edgekit.training.teacher import training_data
+    from edgekit.training.weights import load_weights
+
+    data = training_data(context.workload, "training the teacher")
+    reason = why_no_probe_head(module, data)
+    if reason is not None:
+        context.warn("pretrain", f"the head starts from random weights: {reason}")
+        return pretrained
+
+    def build(_work: Path, out: Path) -> None:
+        set_probe_head(module, evenly_spaced(data, HEAD_SAMPLES))
+        save_student(Student(module=module), out)
+
+    key: list[object] = [VERSION, pretrained.key, context.identity.train, _versions()]
+    stage = context.stage("pretrain-head", key, build)
+    load_weights(module, stage.folder / WEIGHTS_NAME)
+    return stage
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit.pretrain.augment import augmentation_for
     from edgekit.pretrain.evaluation import ProbeResult, extract_features, few_labels, knn_accuracy, linear_probe
+    from edgekit.pretrain.head import set_probe_head
     from edgekit.pretrain.loop import PretrainResult, pretrain
     from edgekit.pretrain.options import Modality, PretrainMethod, PretrainOptions
 
@@ -31,6 +32,7 @@ _HOME = {
     "knn_accuracy": "evaluation",
     "linear_probe": "evaluation",
     "pretrain": "loop",
+    "set_probe_head": "head",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "knn_accuracy",
     "linear_probe",
     "pretrain",
+    "set_probe_head",
 ]
 
 

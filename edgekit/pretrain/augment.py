@@ -23,6 +23,7 @@ from edgekit.pretrain.augment_images import (
     ColorJitter,
     GaussianBlur,
     HorizontalFlip,
+    RandomAffine,
     RandomGrayscale,
     RandomResizedCrop,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Jitter",
     "Noise",
     "Permutation",
+    "RandomAffine",
     "RandomGrayscale",
     "RandomResizedCrop",
     "Scaling",
@@ -69,6 +71,7 @@ Augmentation = Callable[..., Tensor]
 
 AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "random_resized_crop": RandomResizedCrop,
+    "random_affine": RandomAffine,
     "horizontal_flip": HorizontalFlip,
     "color_jitter": ColorJitter,
     "random_grayscale": RandomGrayscale,

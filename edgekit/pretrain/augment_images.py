@@ -18,6 +18,7 @@ __all__ = [
     "ColorJitter",
     "GaussianBlur",
     "HorizontalFlip",
+    "RandomAffine",
     "RandomGrayscale",
     "RandomResizedCrop",
     "draw",
@@ -92,6 +93,37 @@ class RandomResizedCrop:
         boxes = torch.stack([wide, zero, across, zero, tall, down], dim=1).reshape(batch, 2, 3)
         grid = F.affine_grid(boxes, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomAffine:
+    """The image turned, moved and sheared a little, bilinearly; what comes in is the border repeated."""
+
+    degrees: float = 15.0
+    """Turned, and sheared, by up to so much either way."""
+    translate: float = 0.1
+    """Moved by up to this share of height and width."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.degrees < 180:
+            raise UserError(f"random_affine: degrees is {self.degrees:g}; give 0 or more, under 180")
+        require_share("random_affine", "translate", self.translate)
+
+    def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        require_images(x, "random_affine")
+        reach = math.radians(self.degrees)
+        turn, shear = (draw(x, len(x), low=-reach, high=reach, generator=generator) for _ in range(2))
+        # affine_grid's coordinates span 2 over each side, so a share of the side is twice that.
+        across, down = (
+            draw(x, len(x), low=-2 * self.translate, high=2 * self.translate, generator=generator) for _ in range(2)
+        )
+        aspect = x.shape[-1] / x.shape[-2]
+        rows = [
+            turn.cos(), (shear - turn.sin()) / aspect, across,
+            turn.sin() * aspect, turn.cos(), down,
+        ]  # fmt: skip
+        grid = F.affine_grid(torch.stack(rows, dim=1).reshape(-1, 2, 3), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

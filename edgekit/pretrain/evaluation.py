@@ -13,13 +13,22 @@ import torch
 from torch import nn
 
 from edgekit.errors import MissingDependencyError, UserError
-from edgekit.pretrain.representation import find_representation, pooled
+from edgekit.pretrain.representation import find_representation, frozen, pooled
 from edgekit.training.batches import BatchSource
 
 if TYPE_CHECKING:
     from edgekit.workload import MapDataset
 
-__all__ = ["ProbeResult", "extract_features", "few_labels", "knn_accuracy", "linear_probe", "nearest_classes"]
+__all__ = [
+    "FittedProbe",
+    "ProbeResult",
+    "extract_features",
+    "few_labels",
+    "fitted_probe",
+    "knn_accuracy",
+    "linear_probe",
+    "nearest_classes",
+]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -44,17 +53,12 @@ def extract_features(
     """
     source = BatchSource(data, "probe")
     place = find_representation(module, source.fetch(torch.arange(min(2, len(source)))).inputs, features)
-    training = module.training
     collected, targets = [], []
-    module.eval()
-    try:
-        with torch.inference_mode():
-            for indices in torch.split(torch.arange(len(source)), batch_size):
-                batch = source.fetch(indices)
-                collected.append(pooled(place.read(module, batch.inputs)).float())
-                targets.append(batch.known_targets())
-    finally:
-        module.train(training)
+    with frozen(module):
+        for indices in torch.split(torch.arange(len(source)), batch_size):
+            batch = source.fetch(indices)
+            collected.append(pooled(place.read(module, batch.inputs)).float())
+            targets.append(batch.known_targets())
     return torch.cat(collected).numpy(), torch.cat(targets).numpy()
 
 
@@ -88,17 +92,43 @@ def linear_probe(
     against the summed loss (the inverse of scikit-learn's C).
     """
     known, known_targets, unknown, truth = _split(module, train, evaluation, labels, features, seed)
+    right = fitted_probe(known, known_targets, regularisation=regularisation).predicted(unknown) == truth
+    return ProbeResult(accuracy=float(right.mean()), labels=len(known), samples=len(truth))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedProbe:
+    """Logits `features @ weight.T + bias` of the classes that have labels, the standardisation within."""
+
+    weight: np.ndarray[Any, np.dtype[np.float64]]
+    """`[classes, D]`"""
+    bias: np.ndarray[Any, np.dtype[np.float64]]
+    classes: IntArray
+
+    def predicted(self, features: FloatArray) -> IntArray:
+        """The class of each row of `features` `[N, D]`."""
+        chosen: IntArray = self.classes[(features @ self.weight.T + self.bias).argmax(axis=1)]
+        return chosen
+
+
+def fitted_probe(features: FloatArray, targets: IntArray, *, regularisation: float = 1.0) -> FittedProbe:
+    """Logistic regression of `targets` `[N]` on `features` `[N, D]`, each dimension standardised."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as e:
         raise MissingDependencyError("the linear probe", extra="train", package="scikit-learn") from e
-    _require_classes(known_targets)
-    mean, deviation = known.mean(axis=0), known.std(axis=0)
-    deviation[deviation == 0] = 1
+    _require_classes(targets)
+    if regularisation <= 0:
+        raise UserError(f"regularisation is {regularisation:g}; give a weight above 0")
+    mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    deviation[deviation < 1e-12] = 1
     classifier = LogisticRegression(C=1 / regularisation, max_iter=2000)
-    classifier.fit((known - mean) / deviation, known_targets)
-    right = classifier.predict((unknown - mean) / deviation) == truth
-    return ProbeResult(accuracy=float(right.mean()), labels=len(known), samples=len(truth))
+    classifier.fit((features - mean) / deviation, targets)
+    weight, bias = classifier.coef_, classifier.intercept_
+    if len(weight) == 1:  # two classes share one row, the second's log odds
+        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+    weight = weight / deviation
+    return FittedProbe(weight=weight, bias=bias - weight @ mean, classes=classifier.classes_.astype(np.int64))
 
 
 def knn_accuracy(

@@ -23,6 +23,7 @@ from edgekit.pretrain.representation import (
     Representation,
     dense_representation,
     find_representation,
+    frozen,
     pooled,
     token_embedding,
     trained_by,
@@ -64,8 +65,9 @@ def pretrain(
     options: PretrainOptions | None = None,
     *,
     seed: int = 0,
-    work_dir: Path | None = None,
+    work_dir: Path | str | None = None,
     augment: Augmentation | None = None,
+    checkpoint_seconds: float = 10.0,
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> PretrainResult:
     """Train `module` in place on the inputs of `data`; whatever labels it has are not looked at.
@@ -92,7 +94,10 @@ def pretrain(
             hint="name a later submodule, or set requires_grad on the model's parameters",
         )
     with _only_trained(module, needed) as untouched, _folder(work_dir) as folder:
-        result = fit(module, made.objective, data, options, seed=seed, work_dir=folder, on_progress=on_progress)
+        result = fit(
+            module, made.objective, data, options, seed=seed, work_dir=folder,
+            checkpoint_seconds=checkpoint_seconds, on_progress=on_progress,
+        )  # fmt: skip
     spread = spread_of(_features(module, source, place if options.features else made.place))
     _warn_collapse(spread, options)
     return PretrainResult(
@@ -128,7 +133,8 @@ def _objective(
         width = _width(module, example, place)
         changed = augment or augmentation_for(modality, options.augmentations, time_axis=axis)
         _check_augmentation(changed, example.inputs[0])
-        steps = options.epochs * (samples // min(options.batch_size, samples))
+        trained_on = samples - round(samples * options.validation)
+        steps = options.epochs * max(trained_on // options.batch_size, 1)
         return _Made(TwoViews(module, place, width, changed, options, total_steps=steps), place)
     if options.features is None:
         place = dense_representation(module, example.inputs, place) or place
@@ -179,12 +185,8 @@ def _check_augmentation(augment: Augmentation, x: Tensor) -> None:
 
 
 def _example_feature(module: nn.Module, example: Batch, place: Representation) -> Tensor:
-    training = module.training
-    try:
-        with torch.no_grad():
-            return place.read(module.eval(), example.inputs)
-    finally:
-        module.train(training)
+    with frozen(module):
+        return place.read(module, example.inputs)
 
 
 def _width(module: nn.Module, example: Batch, place: Representation) -> int:
@@ -205,9 +207,9 @@ def _only_trained(module: nn.Module, names: set[str]) -> Iterator[tuple[str, ...
 
 
 @contextmanager
-def _folder(work_dir: Path | None) -> Iterator[Path]:
+def _folder(work_dir: Path | str | None) -> Iterator[Path]:
     if work_dir is not None:
-        yield work_dir
+        yield Path(work_dir)
         return
     with TemporaryDirectory(prefix="edgekit-pretrain-") as folder:
         yield Path(folder)

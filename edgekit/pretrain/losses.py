@@ -15,7 +15,7 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
     The mean over all 2B views i of -log(exp(sim(i, j)/T) / sum over k != i of exp(sim(i, k)/T)), with j the other view
     of the same sample and sim the cosine. log(2B - 1) is what views without any likeness give.
     """
-    views = F.normalize(torch.cat([first, second]), dim=1)
+    views = F.normalize(torch.cat([first, second]).float(), dim=1)
     similarity = views @ views.T / temperature
     itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
     partner = torch.arange(len(views), device=views.device).roll(len(first))

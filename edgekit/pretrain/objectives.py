@@ -94,7 +94,7 @@ class TwoViews(_Pretext):
     def step(self, model: nn.Module, batch: Batch) -> StepOutcome:
         """The loss of two views of the first input; other inputs go with both as they are."""
         x = require_finite(batch)
-        if len(x) < 2:
+        if len(x) < 2 and self._parts.training:
             raise WorkloadError(f"{self.options.method} needs two samples in a batch at least, and got {len(x)}")
         views = torch.cat([self.augment(x), self.augment(x)])
         inputs = (views, *(torch.cat([value, value]) for value in batch.inputs[1:]))
@@ -127,7 +127,7 @@ class TwoViews(_Pretext):
         steps: Any = self._parts.get_buffer("steps")
         done = int(steps)
         if done:
-            tau = 1 - (1 - self.options.momentum) * (math.cos(math.pi * (done - 1) / self.total_steps) + 1) / 2
+            tau = 1 - (1 - self.options.target_momentum) * (math.cos(math.pi * (done - 1) / self.total_steps) + 1) / 2
             for slow, fast in (("model", model), ("projector", self._parts["projector"])):
                 for mine, theirs in zip(target[slow].parameters(), fast.parameters(), strict=True):
                     mine.lerp_(theirs, 1 - tau)

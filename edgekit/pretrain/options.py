@@ -42,7 +42,7 @@ class Modality(StrEnum):
 
 
 AUGMENTATION_NAMES = (
-    "random_resized_crop", "horizontal_flip", "color_jitter", "random_grayscale", "gaussian_blur",
+    "random_resized_crop", "random_affine", "horizontal_flip", "color_jitter", "random_grayscale", "gaussian_blur",
     "time_shift", "time_crop", "time_mask", "frequency_mask", "permutation", "jitter", "noise", "gain", "scaling",
     "channel_drop",
 )  # fmt: skip
@@ -72,7 +72,7 @@ class PretrainOptions(TrainOptions):
     """Width of what the loss compares."""
     temperature: Annotated[float, Field(gt=0)] = 0.2
     """SimCLR's tau."""
-    momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    target_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
     """BYOL's tau at the first step; it rises to 1 on a cosine."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share that is hidden; None is 0.6 of patches (SimMIM), 0.5 of time steps, 0.15 of tokens (BERT)."""
@@ -83,6 +83,8 @@ class PretrainOptions(TrainOptions):
     """The token that stands for a hidden one; None puts a learned vector in place of its embedding."""
     pad_token: Annotated[int, Field(ge=0)] | None = None
     """Never hidden; None takes the embedding's `padding_idx`."""
+    probe_head: bool = True
+    """In a recipe: the model's own head starts `train` as the linear probe's (LP-FT, Kumar et al. 2022)."""
 
     @field_validator("augmentations")
     @classmethod

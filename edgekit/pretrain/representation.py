@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,16 @@ from edgekit.errors import WorkloadError
 from edgekit.schema import near_miss
 from edgekit.training.batches import generators_kept
 
-__all__ = ["Representation", "dense_representation", "find_representation", "pooled", "run_model", "trained_by"]
+__all__ = [
+    "Representation",
+    "dense_representation",
+    "find_representation",
+    "frozen",
+    "pooled",
+    "run_model",
+    "token_embedding",
+    "trained_by",
+]
 
 OUTPUT = "output"
 """The name of the model's own output 0."""
@@ -89,6 +99,19 @@ def run_model(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
             f"the model cannot take a batch of {shapes}: {said[0] if said else type(e).__name__}",
             hint="an item's input must have the model's input shape without the batch axis",
         ) from e
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """`model` in eval mode and without gradients; every submodule gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def pooled(feature: Tensor) -> Tensor:
