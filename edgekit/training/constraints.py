@@ -39,10 +39,10 @@ class _SparseWeight:
     is_kept: Tensor
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(~self.is_kept, 0)
+        return gradient.masked_fill(~self.is_kept.to(gradient.device), 0)
 
     def project(self, parameter: Tensor) -> None:
-        parameter.masked_fill_(~self.is_kept, 0)
+        parameter.masked_fill_(~self.is_kept.to(parameter.device), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +57,17 @@ class _SharedWeight:
 
     def gradient(self, gradient: Tensor) -> Tensor:
         sums = torch.zeros(len(self.counts), dtype=gradient.dtype, device=gradient.device)
-        means = sums.index_add_(0, self.groups, gradient.reshape(-1)) / self.counts
+        groups = self.groups.to(gradient.device)
+        means = sums.index_add_(0, groups, gradient.reshape(-1)) / self.counts.to(gradient.device)
         if self.zero is not None:
             means[self.zero] = 0
-        return means[self.groups].view_as(gradient)
+        return means[groups].view_as(gradient)
 
     def project(self, parameter: Tensor) -> None:
-        values = parameter.reshape(-1)[self.first]
+        values = parameter.reshape(-1)[self.first.to(parameter.device)]
         if self.zero is not None:
             values[self.zero] = 0
-        parameter.copy_(values[self.groups].view_as(parameter))
+        parameter.copy_(values[self.groups.to(parameter.device)].view_as(parameter))
 
 
 def kept_constraints(module: nn.Module, constraints: Sequence[WeightConstraint]) -> tuple[WeightConstraint, ...]:

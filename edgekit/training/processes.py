@@ -53,7 +53,8 @@ class Relay:
         self._readers: list[Connection[Any, Any]] = [reader for reader, _ in pipes]
         self._writers: list[Connection[Any, Any]] = [writer for _, writer in pipes]
         self._on_step = on_step
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What one of the processes said it ended for, or what the observer of steps raised."""
         self._thread = threading.Thread(target=self._listen, daemon=True, name="edgekit training progress")
 
     def tell(self, report: StepReport) -> None:
@@ -70,12 +71,10 @@ class Relay:
         self._thread.start()
 
     def finish(self) -> None:
-        """All processes have ended: hear the rest, then raise what went wrong, if anything did."""
+        """All processes have ended: hear the rest."""
         for writer in self._writers:
             writer.close()
         self._thread.join()
-        if self._failure is not None:
-            raise self._failure
 
     def _listen(self) -> None:
         while self._readers:
@@ -89,12 +88,12 @@ class Relay:
 
     def _hear(self, message: StepReport | _Refused) -> None:
         if isinstance(message, _Refused):
-            self._failure = self._failure or message.error()
-        elif self._on_step is not None and self._failure is None:
+            self.failure = self.failure or message.error()
+        elif self._on_step is not None and self.failure is None:
             try:
                 self._on_step(message)
             except BaseException as e:  # noqa: BLE001 - the observer's own; raised in the caller's thread
-                self._failure = e
+                self.failure = e
 
 
 class _RelayingLauncher(_MultiProcessingLauncher):  # type: ignore[misc]  # Lightning is not followed by mypy
@@ -107,18 +106,22 @@ class _RelayingLauncher(_MultiProcessingLauncher):  # type: ignore[misc]  # Ligh
         try:
             given = super().launch(functools.partial(_relayed, self._relay, function), *args, trainer=trainer, **kwargs)
         except ProcessExitedException as e:
-            self._relay.finish()
             raise HostError(
                 f"a training process ended before its time ({e})",
                 hint="it may have had no memory: devices: 1 needs less",
             ) from e
-        except ProcessRaisedException:
+        except ProcessRaisedException as e:
             self._relay.finish()
+            if self._relay.failure is not None:
+                raise self._relay.failure from e
             raise
         except BaseException:  # Ctrl-C: the processes got it too, or are ended here
             self.kill(9)
             raise
-        self._relay.finish()
+        finally:
+            self._relay.finish()
+        if self._relay.failure is not None:
+            raise self._relay.failure
         return given
 
 

@@ -216,6 +216,26 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert weights_digest(again.module) == weights_digest(two.module)
 
 
+def test_two_processes_resume_what_one_of_them_broke_off(tmp_path: Path) -> None:
+    """An error at step 20 of 24 in the processes comes out as it is; the next run goes on from the last checkpoint."""
+    whole = trained(tmp_path / "a", plain_net(), devices=2, validation=0.2)
+    steps: list[int] = []
+
+    def break_off(_module: nn.Module) -> None:
+        steps.append(1)
+        if len(steps) == 20:
+            raise UserError("broken off", hint="go on")
+
+    chosen = options(devices=2, validation=0.2)
+    with pytest.raises(UserError, match="broken off") as caught:
+        fit(plain_net(), CrossEntropy(), digits(), chosen, seed=1, work_dir=tmp_path / "b", after_step=break_off)
+    assert caught.value.hint == "go on"
+    assert steps == []  # they were steps of other processes
+    resumed = trained(tmp_path / "b", plain_net(), devices=2, validation=0.2)
+    assert resumed.resumed_from == 16
+    assert weights_digest(resumed.module) == weights_digest(whole.module)
+
+
 def test_two_processes_with_parameters_that_get_no_gradient_and_bad_labels(tmp_path: Path) -> None:
     """A module with a part the loss does not reach trains; a label only one process sees is the same error."""
 
