@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FASTER", "SMALLER", "TRAINING", "groups_of", "judge"]
 
-TRAINING = frozenset({"distill", "finetune", "pretrain", "self_distill", "born_again"})
+TRAINING = frozenset({"distill", "weight_distill", "born_again", "self_distill", "finetune"})
 """Methods that only train: they belong to the compression before them."""
 FASTER = 1.05
 """The least stated ratio that counts as faster: side by side on a busy host, equal files differ by up to 3 %."""

@@ -16,7 +16,7 @@ from edgekit.compress.qat_options import backend_trained_for
 from edgekit.compress.student import Student
 from edgekit.converters.base import QuantizationOptions
 from edgekit.converters.target_run import ConversionOptions
-from edgekit.errors import EdgekitError
+from edgekit.errors import UserError
 from edgekit.pipeline.samples import calibration_batches, held_out_batches
 from edgekit.pipeline.trained_form import form_of
 from edgekit.training.fitting import weights_digest
@@ -34,10 +34,8 @@ FILE, STUDENT = "file", "student"
 """What a rung's stage holds."""
 
 
-class BudgetEnded(EdgekitError):
+class BudgetEnded(UserError):
     """The time for the climb was up while a rung was being made."""
-
-    code = "BUDGET_ENDED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +115,6 @@ def convert(state: State, setting: Setting, work: Path, out: Path) -> None:
     from edgekit.converters.conversion import convert_model
 
     workload, backend, seed = state.data.visible, state.options.backend, state.options.seed
-    from dataclasses import replace
-
     options = replace(state.conversion(), quantization=setting.quantization, lineage=setting.student.lineage)
     form = form_of(setting.student, workload.example_inputs, backend, setting.scheme, options)
     state.tell(f"converting to {backend} {setting.scheme}")
@@ -145,13 +141,11 @@ def _never(_state: State) -> str | None:
 
 
 def _quantized(state: State, **changes: object) -> Setting:
-
     quantization = state.best.quantization.model_copy(update=changes)
     return replace(state.best, quantization=quantization, calibration=state.options.calibration)
 
 
 def _minmax(state: State) -> Setting:
-
     plain = _quantized(state, ranges=RangeRule.MINMAX, bias_correction=False)
     return replace(plain, calibration=max(1, state.options.calibration // 5))
 
@@ -171,7 +165,6 @@ def _no_int16(state: State) -> str | None:
 
 
 def _int16(state: State) -> Setting:
-
     return replace(_quantized(state), scheme=Scheme.STATIC_W8A16)
 
 
@@ -226,7 +219,6 @@ def _no_float_to_mend(state: State) -> str | None:
 
 def _distill(state: State, setting: Setting, work: Path, out: Path) -> None:
     """The float student fine-tuned to the teacher's answers, without a label, then converted as the best was."""
-
     from edgekit.compress.steps import run_step
     from edgekit.compress.storage import save_student
     from edgekit.recipe import DistillOptions, Step
@@ -257,7 +249,6 @@ def _no_training(state: State) -> str | None:
 
 def _qat(state: State, setting: Setting, work: Path, out: Path) -> None:
     """The student trained with the backend's rounding, towards the teacher and the labels."""
-
     from edgekit.compress.qat_options import QatOptions
     from edgekit.compress.steps import run_step
     from edgekit.compress.storage import save_student
@@ -275,7 +266,8 @@ def _qat(state: State, setting: Setting, work: Path, out: Path) -> None:
         on_progress=state.on_training("quantization-aware training"),
     )
     save_student(student, out / STUDENT)
-    convert(state, replace(setting, student=student), work, out)
+    plain = QuantizationOptions(io_dtype=setting.quantization.io_dtype)  # ranges and biases are those of training
+    convert(state, replace(setting, student=student, quantization=plain), work, out)
 
 
 RUNG_MAKERS: dict[str, Rung] = {

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 TITLE = "Quantization-aware training"
 Raw = dict[str, Any]
 SEEDS = (0, 1, 2)
-TRAINED, TESTED, CALIBRATED = 12_000, 4_000, 200
+TRAINED, TESTED, CALIBRATED = 6_000, 2_000, 200
 SPREAD = 1.2
 """Standard deviation of the natural logarithm of the factors: 95 % within a factor of 10.5 either way."""
 QUIET: dict[str, Any] = {"threads": 1}
