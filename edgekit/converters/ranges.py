@@ -88,10 +88,7 @@ class RangeObserver:
             return
         if flat.dtype != np.float32:
             flat = flat.astype(np.float64)
-        low, high = float(flat.min()), float(flat.max())
-        if not math.isfinite(high - low):  # NaN goes through min and max of an array, and not through Python's
-            raise ValueError("a calibrated tensor holds NaN or infinite values")
-        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+        self.widen(flat)
         self.count += flat.size
         zeros = flat.size - int(np.count_nonzero(flat))
         self.zeros += zeros
@@ -100,6 +97,15 @@ class RangeObserver:
         self._widen()
         self._fill(flat)
         self._counts[-self._first] -= zeros  # they fell into the bin that begins at zero
+
+    def widen(self, values: np.ndarray) -> None:
+        """Take in the extremes of an array alone: all that min/max needs, and quicker. Raises as `update` does."""
+        if values.size == 0:
+            return
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(high - low):  # NaN goes through min and max of an array, and not through Python's
+            raise ValueError("a calibrated tensor holds NaN or infinite values")
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
 
     @classmethod
     def merged(cls, parts: Sequence[RangeObserver]) -> RangeObserver:
@@ -213,7 +219,7 @@ class FoldedObserver:
     def of_extremes(cls, lowest: float, highest: float) -> FoldedObserver:
         """One fold, of which only the extremes are known: enough for min/max."""
         made = cls(1)
-        made.widen(lowest, highest)
+        made.widen(np.array([lowest, highest]))
         return made
 
     def update(self, values: np.ndarray, index: int) -> None:
@@ -221,10 +227,9 @@ class FoldedObserver:
         self.parts[index % len(self.parts)].update(values)
         self._merged.clear()
 
-    def widen(self, lowest: float, highest: float) -> None:
-        """Take in extremes alone."""
-        part = self.parts[0]
-        part.lowest, part.highest = min(part.lowest, lowest), max(part.highest, highest)
+    def widen(self, values: np.ndarray) -> None:
+        """Take in the extremes of an array alone; see `RangeObserver.widen`."""
+        self.parts[0].widen(values)
         self._merged.clear()
 
     def seen(self, *, without: int | None = None) -> RangeObserver:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekit.artifact import Artifact, CalibrationFacts, Format, RuleAction, Scheme, Signature
+from edgekit.artifact import Artifact, CalibrationFacts, Format, RangeRule, RuleAction, Scheme, Signature
 from edgekit.converters.assembly import assemble
 from edgekit.converters.base import Capability, ConversionRequest
 from edgekit.converters.capabilities import capabilities_of
@@ -138,7 +138,8 @@ def _static(content: bytes, request: ConversionRequest) -> _Made:
     options = request.quantization
     rules = applied(content, request.program, options.rules)
     recipe = Recipe(scheme=request.scheme, io_dtype=options.io_dtype, exceptions=rules.exceptions)
-    seen = observed(content, request.calibration, request.threads)
+    by_extremes = {options.ranges, *rules.ranges.values()} <= {RangeRule.MINMAX}
+    seen = observed(content, request.calibration, request.threads, extremes_only=by_extremes)
     search = StaticSearch(content, recipe, seen, request.calibration, threads=request.threads)
     found = search.best(options, rules.ranges)
     if not is_quantized(found.content, request.scheme):

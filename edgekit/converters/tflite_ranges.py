@@ -34,8 +34,11 @@ class Observed:
     masks: Masks
 
 
-def observed(content: bytes, samples: Samples, threads: int) -> Observed:
-    """Run the float file on every sample, each op by its own kernel so that no tensor is fused away."""
+def observed(content: bytes, samples: Samples, threads: int, *, extremes_only: bool = False) -> Observed:
+    """Run the float file on every sample, each op by its own kernel so that no tensor is fused away.
+
+    `extremes_only` leaves the histograms out, which only rules other than min/max need.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     model = read_model(content)
@@ -48,7 +51,7 @@ def observed(content: bytes, samples: Samples, threads: int) -> Observed:
     run = tflite_run(interpreter)
     moving = [t for t in float_tensors(model, model.subgraphs[0]) if t.values is None]
     masks = masks_of(model, model.subgraphs[0], samples)
-    observers = {tensor.name: FoldedObserver(fold_count(len(samples))) for tensor in moving}
+    observers = {tensor.name: FoldedObserver(1 if extremes_only else fold_count(len(samples))) for tensor in moving}
     for index, sample in enumerate(samples):
         run(sample)
         for tensor in moving:
@@ -56,7 +59,10 @@ def observed(content: bytes, samples: Samples, threads: int) -> Observed:
             if tensor.name in masks.tensors:
                 values = values[values > MASK_LEVEL]
             try:
-                observers[tensor.name].update(values, index)
+                if extremes_only:
+                    observers[tensor.name].widen(values)
+                else:
+                    observers[tensor.name].update(values, index)
             except ValueError as e:
                 raise ConversionError(
                     f"'{tensor.name}' holds NaN or infinite values on the calibration samples, so it has no range",
