@@ -62,7 +62,7 @@ class TrainOptions(Record):
             raise ValueError("nesterov needs optimizer: sgd and a momentum above 0")
         if self.patience is not None and self.validation == 0:
             raise ValueError("patience needs a validation share to judge by, such as validation: 0.1")
-        if self.warmup_epochs >= self.epochs:
+        if 0 < self.warmup_epochs >= self.epochs:  # some steps take no epochs
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; it must be less")
         if self.step_epochs is not None and self.schedule != "step":
             raise ValueError("step_epochs needs schedule: step")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.artifact import PASSPORT_NAME, Artifact, Format
-from edgekit.compress.storage import STUDENT_NAME, WEIGHTS_NAME
 from edgekit.errors import ArtifactError, HostError, UserError
 from edgekit.packing.writing import pack_bytes
 from edgekit.runtimes.device_scripts import unpack as reading
@@ -23,6 +22,8 @@ from edgekit.schema import write_atomically
 __all__ = ["PACK_SUFFIX", "PackReport", "PackedFile", "pack", "unpack", "unpacker_source"]
 
 PACK_SUFFIX = ".ekpack"
+WEIGHTS_NAME, STUDENT_NAME = "weights.safetensors", "student.json"
+"""As `compress.storage` names them; that module needs torch, and unpacking does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -211,6 +211,18 @@ def test_k_means_is_as_good_as_scikit_learns() -> None:
     assert float(((values - book[nearest]) ** 2).sum()) == pytest.approx(theirs.inertia_, rel=1e-4)
 
 
+def test_without_epochs_nothing_is_trained(tmp_path: Path) -> None:
+    """epochs: 0 needs no training data, and leaves every weight that stays as it was."""
+    given = replace(workload(mlp()), train=None)
+    teacher = TeacherReference(given.model.eval(), given)
+    step = Step(sparsify={"sparsity": 0.5, "epochs": 0, "rounds": 3})
+    sparse = run_step(Student(module=teacher.module), teacher, step, given, seed=0, work_dir=tmp_path)
+    kept = sparse.module[0].weight != 0
+    assert torch.equal(sparse.module[0].weight[kept], given.model[0].weight[kept])
+    shared = run_step(sparse, teacher, Step(share={"bits": 3, "epochs": 0}), given, seed=0, work_dir=tmp_path)
+    assert len(shared.module[0].weight.unique()) <= 9
+
+
 def test_shared_weights_are_codebooks_and_zeros_stay() -> None:
     """Each layer has at most 2^bits values, zeros of a sparse layer besides; a weight that is NaN is an error."""
     sparse = sparsify(Student(module=mlp()), SparsifyOptions(sparsity=0.6, scope="layer"))
