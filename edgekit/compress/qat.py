@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgekit.compress.quantize import QAT_BACKENDS, freeze_ranges, prepare_qat
 from edgekit.compress.steps import StepContext, StepResult
-from edgekit.errors import ArtifactError, UserError
+from edgekit.errors import ArtifactError, RecipeError, UserError
 from edgekit.training.batches import BatchSource
 from edgekit.training.constraints import kept_constraints
 from edgekit.training.evaluation import forward
@@ -45,8 +45,14 @@ _LEARNS = "_qat_learns"
 def run(student: Student, options: QatOptions, context: StepContext) -> StepResult:
     """The recipe's `qat` step: the student with trained weights for each backend, its float weights as they were."""
     from edgekit.compress.finetune import epochs_told
+    from edgekit.sensing.deployment import is_sensed
     from edgekit.training.teacher import training_data
 
+    if is_sensed(student):
+        raise RecipeError(
+            "quantization-aware training of a student behind a sensing front-end cannot be done yet",
+            hint="leave the qat step out: the reader and the encoder are quantized after training",
+        )
     workload = context.workload
     data = training_data(workload, "quantization-aware training")
     objective = _objective(context, data, options)

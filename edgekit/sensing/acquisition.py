@@ -174,7 +174,11 @@ def sense(
     )
     module = _fronted(student.module, edit, shape)
     _fit_decoder(module.sensor, module.reader.decoder, options, train)
-    return replace(student, module=module, edits=(*student.edits, edit))
+    constraints = tuple(
+        constraint.model_copy(update={"parameter": f"reader.network.{constraint.parameter}"})
+        for constraint in student.constraints
+    )
+    return replace(student, module=module, edits=(*student.edits, edit), constraints=constraints)
 
 
 def restore(module: nn.Module, edits: Sequence[SensingEdit], example_inputs: Sequence[Tensor]) -> nn.Module:

@@ -47,12 +47,19 @@ def deployed(student: Student, workload: Workload) -> tuple[Student, Workload]:
     as they are."""
     if not is_sensed(student):
         return student, workload
-    return replace(student, module=split(student.module)[1]), student_workload(workload, student)
+    reader = split(student.module)[1]
+    kept = tuple(
+        c.model_copy(update={"parameter": c.parameter.removeprefix("reader.")})
+        for c in student.constraints
+        if c.parameter.startswith("reader.")
+    )
+    return replace(student, module=reader, constraints=kept), student_workload(workload, student)
 
 
 def encoder_of(student: Student, workload: Workload) -> tuple[Student, Workload]:
     """What a sensor node runs, with the lineage of the student it measures for, and the signals it is fed."""
-    return replace(student, module=split(student.module)[0]), encoder_workload(workload, student)
+    sensor = split(student.module)[0]
+    return replace(student, module=sensor, constraints=()), encoder_workload(workload, student)
 
 
 def student_workload(workload: Workload, student: Student) -> Workload:

@@ -153,6 +153,10 @@ class RecoveryError(Objective):
     def needs_targets(self) -> bool:
         return False
 
+    def to(self, device: torch.device) -> None:
+        """The sensor goes with the model."""
+        self.sensor.to(device)
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean over all numbers of the batch."""
         return F.mse_loss(outputs, batch.inputs[0])

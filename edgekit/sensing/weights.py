@@ -26,7 +26,7 @@ from edgekit.sensing.recovery import basis_pursuit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Decoded", "SparseCode", "decode_sparse", "encode_sparse", "entropy_bound_bits", "rows_for"]
+__all__ = ["Decoded", "SparseCode", "deal", "decode_sparse", "encode_sparse", "entropy_bound_bits", "rows_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ def encode_sparse(
         raise UserError("the weights hold values that are not finite")
     matrix = measurement_matrix("gaussian", rows, block, seed=seed)
     dealt = np.zeros(-(-weights.size // block) * block)
-    dealt[_order(weights.size, dealt.size, seed)] = weights.ravel()
+    dealt[deal(weights.size, dealt.size, seed)] = weights.ravel()
     dtype = np.float16 if value_bits == 16 else np.float32
     return SparseCode(
         projections=(dealt.reshape(-1, block) @ matrix.T).astype(dtype), shape=weights.shape, block=block, seed=seed
@@ -101,7 +101,7 @@ def decode_sparse(
     # l1 meets y whatever it is: a block is solved where it needed no more nonzeros than were there.
     entries = (found.coefficients.abs() > 1e-4 * found.coefficients.abs().amax(dim=1, keepdim=True)).sum(dim=1)
     solved = (found.residual <= allowed) & (entries <= nonzeros) if method == "omp" else entries <= nonzeros
-    order = _order(math.prod(code.shape), y.shape[0] * code.block, code.seed)
+    order = deal(math.prod(code.shape), y.shape[0] * code.block, code.seed)
     dealt = found.coefficients.numpy().ravel()
     return Decoded(
         weights=dealt[order].reshape(code.shape).astype(np.float32),
@@ -140,6 +140,6 @@ def entropy_bound_bits(size: int, nonzeros: int, *, value_bits: float) -> float:
     return size * entropy + nonzeros * value_bits
 
 
-def _order(count: int, places: int, seed: int) -> NDArray[np.int64]:
-    """Which place each of `count` weights is dealt to."""
+def deal(count: int, places: int, seed: int) -> NDArray[np.int64]:
+    """Which of `places` each of `count` weights is dealt to."""
     return np.random.default_rng([seed, places]).permutation(places)[:count]

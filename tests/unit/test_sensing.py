@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from edgekit.compress.storage import load_student, save_student
-from edgekit.compress.student import SensingEdit, Student, replay
+from edgekit.compress.student import SensingEdit, Student, WeightConstraint, replay
 from edgekit.errors import ArtifactError, RecipeError, UserError, WorkloadError
 from edgekit.recipe import Step
 from edgekit.sensing.acquisition import Sensed, block_size, sense
@@ -180,6 +180,17 @@ def test_only_a_learned_matrix_is_trained() -> None:
         assert (split(module)[0].matrix.grad is not None) is learned
 
 
+def test_zeros_of_earlier_steps_are_kept() -> None:
+    """A constraint follows its parameter behind the front-end, and into what ships."""
+    x = smooth_images(20, (1, 8, 8))
+    before = Student(module=cnn(), constraints=(WeightConstraint(parameter="0.weight", kind="sparse"),))
+    student = sense(before, (x[:1],), SenseOptions(block=4), labelled(x), seed=0)
+    for holder in (student, deployed(student, workload_of(x, cnn()))[0]):
+        (constraint,) = holder.constraints
+        assert torch.equal(holder.module.get_parameter(constraint.parameter), before.module.get_parameter("0.weight"))
+    assert encoder_of(student, workload_of(x, cnn()))[0].constraints == ()
+
+
 def test_one_input_of_several_is_measured() -> None:
     """A recurrent model of ids and a series: the series is measured, the ids go through, and the split agrees."""
     ids, series = torch.randint(0, 5, (30, 6)), smooth_images(30, (2, 32))
@@ -248,8 +259,8 @@ def test_data_that_are_no_tensors_are_measured_item_by_item() -> None:
 
 def test_a_sensed_student_is_pruned_and_keeps_its_measurements() -> None:
     """Pruning after sensing makes the network smaller; the node still sends the same numbers."""
-    from edgekit.recipe import PruneOptions
     from edgekit.compress.prune import prune
+    from edgekit.recipe import PruneOptions
 
     torch.manual_seed(0)
     network = nn.Sequential(
