@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,21 @@ def _run(module: nn.Module, example_inputs: Sequence[Tensor]) -> None:
     """One forward pass in eval mode, of ops that are counted: oneDNN's fused LSTM is none."""
     training = module.training
     module.eval()
-    before = torch.backends.mkldnn.enabled
+    before: Any = torch.backends.mkldnn.enabled
     if any(isinstance(m, nn.RNNBase) for m in module.modules()):
-        torch.backends.mkldnn.enabled = False
+        _fuse(False)
     try:
         with torch.no_grad():
             module(*example_inputs)
     finally:
         if torch.backends.mkldnn.enabled != before:
-            torch.backends.mkldnn.enabled = before
+            _fuse(before)
         module.train(training)
+
+
+def _fuse(is_fused: Any) -> None:
+    # `flags()` would change, and warn of, more than this
+    torch.backends.mkldnn.enabled = is_fused
 
 
 def macs_by_module(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, float]:

@@ -7,7 +7,7 @@
 Convolutions and linear layers are timed one by one as ONNX files in ONNX Runtime (one thread, this host) and read by
 bilinear interpolation over their input and output channels; a convolution is timed with the ReLU that usually follows.
 What else a model does is not in the table: the sum orders candidates and is compared with itself, it is no forecast of
-a device's milliseconds. `timer` takes the files elsewhere, to a board for one.
+a device's milliseconds. `edgekit.api.latency_tables.measure_latency_table` times the same files on a phone or board.
 """
 
 from __future__ import annotations
@@ -90,7 +90,14 @@ class LatencyTable(Record):
     families: dict[str, tuple[Timing, ...]]
 
     @classmethod
-    def measure(cls, module: nn.Module, example_inputs: Sequence[Tensor], *, timer: Timer | None = None) -> Self:
+    def measure(
+        cls,
+        module: nn.Module,
+        example_inputs: Sequence[Tensor],
+        *,
+        timer: Timer | None = None,
+        runtime: str | None = None,
+    ) -> Self:
         """Time every kind of layer of `module` at a grid of widths up to its own; about a minute for a ResNet-18.
 
         Raises MissingDependencyError without onnx and onnxruntime.
@@ -108,7 +115,8 @@ class LatencyTable(Record):
             family: tuple(Timing(inputs=i, outputs=o, latency_ns=found[family, i, o]) for i, o in sorted(points))
             for family, points in grids.items()
         }
-        return cls(runtime="onnxruntime, 1 thread" if timer is None else "given", families=families)
+        told = "onnxruntime on this host, 1 thread" if timer is None else "given"
+        return cls(runtime=runtime or told, families=families)
 
     def save(self, path: Path) -> None:
         """Write the table as JSON."""
@@ -271,7 +279,8 @@ def _written(shape: LayerShape, path: Path) -> Path:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, taken)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "layer", [x], [y], constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
     return path
 
 
