@@ -68,6 +68,8 @@ class OpenAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """`[B, L, E]` where batch_first, else `[L, B, E]`, or `[L, E]` unbatched; the weights `[B, L, S]` if asked."""
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal says what attn_mask is, and there is none")
         is_batched = query.dim() == 3
         if not is_batched:
             query, key, value = query[None], key[None], value[None]

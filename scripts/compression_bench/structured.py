@@ -15,7 +15,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ from edgekit.compress.options import TrainOptions
 from edgekit.compress.prune import prune
 from edgekit.compress.prune_options import LowRankOptions, PruneOptions
 from edgekit.compress.steps import first_student, run_step
-from edgekit.compress.storage import load_student, save_student
+from edgekit.compress.storage import STUDENT_NAME, load_student, save_student
 from edgekit.compress.student import Student
 from edgekit.converters.host_runtimes import load_runtime
 from edgekit.distill.options import DistillOptions
@@ -56,6 +55,8 @@ QUIET: dict[str, Any] = {"threads": 1, "logger": "none", "accelerator": "cpu"}
 
 RECOVERY = DistillOptions(epochs=3, batch_size=64, learning_rate=2e-3, temperature=4.0, weight=0.9, **QUIET)
 """After pruning a network of MNIST-5k: 3 epochs of its 4,000 images."""
+SETTLING = RECOVERY.model_copy(update={"learning_rate": 5e-4})
+"""And 3 more at a quarter of the rate."""
 TEACHER56 = TrainOptions(epochs=3, learning_rate=1e-3, **QUIET)
 TEACHER56_IMAGES, ARM56_IMAGES = 20_000, 10_000
 ARM56 = {"epochs": 3, "batch_size": 128, "learning_rate": 1e-3}
@@ -63,27 +64,29 @@ ARM56 = {"epochs": 3, "batch_size": 128, "learning_rate": 1e-3}
 KEPT56 = {"resnet56 half": 0.5, "resnet56 2.5x": 0.4}
 PRUNING56: dict[str, Any] = {"importance": "taylor", "ranking": "global", "round_to": 2, "samples": 1024}
 
+LABELS = {name: getattr(RECOVERY, name) for name in TrainOptions.model_fields}
 SMALL: dict[str, tuple[str, tuple[Step, ...]]] = {
-    "resnet18 pruned": ("resnet18", (Step(prune=PruneOptions(macs_ratio=0.37)), Step(distill=RECOVERY))),
+    "resnet18 pruned": (
+        "resnet18",
+        (Step(prune=PruneOptions(macs_ratio=0.37)), Step(distill=RECOVERY), Step(distill=SETTLING)),
+    ),
     "resnet18 pruned, labels": (
         "resnet18",
         (
             Step(prune=PruneOptions(macs_ratio=0.37)),
-            Step(finetune=TrainOptions(epochs=3, batch_size=64, learning_rate=2e-3, **QUIET)),
+            Step(finetune=TrainOptions(**LABELS)),
+            Step(finetune=TrainOptions(**{**LABELS, "learning_rate": SETTLING.learning_rate})),
         ),
     ),
-    "resnet18 chain": ("resnet18", (Step(prune=PruneOptions(macs_ratio=0.175)), Step(distill=RECOVERY))),
+    "resnet18 chain": (
+        "resnet18",
+        (Step(prune=PruneOptions(macs_ratio=0.175)), Step(distill=RECOVERY), Step(distill=SETTLING)),
+    ),
     "mobilenet_v2 pruned": (
         "mobilenet_v2",
-        (
-            Step(prune=PruneOptions(macs_ratio=0.34)),
-            Step(distill=RECOVERY.model_copy(update={"epochs": 6})),
-        ),
+        (Step(prune=PruneOptions(macs_ratio=0.34)), Step(distill=RECOVERY.model_copy(update={"epochs": 6}))),
     ),
-    "resnet18 low rank": (
-        "resnet18",
-        (Step(low_rank=LowRankOptions(parameters_ratio=0.3)), Step(distill=RECOVERY.model_copy(update={"epochs": 1}))),
-    ),
+    "resnet18 low rank": ("resnet18", (Step(low_rank=LowRankOptions(parameters_ratio=0.3)), Step(distill=RECOVERY))),
 }
 """Network and steps; MNIST-5k."""
 
@@ -104,22 +107,17 @@ def cells(settings: Settings) -> Iterator[tuple[str, Callable[[], Raw]]]:
 # --- networks, trained once ---
 
 
-def _kept(settings: Settings, name: str, fresh: nn.Module, build: Callable[[Path], Student]) -> tuple[Student, Raw]:
-    """The student `build(work_dir)` makes, and the seconds that took; both from the cache where they are there."""
+def _kept(settings: Settings, name: str, fresh: nn.Module, build: Callable[[Path], Student]) -> Student:
+    """The student `build(work_dir)` makes, or the one it made before."""
     folder = settings.cache / "structured" / name.replace(" ", "-").replace(",", "")
-    facts = folder / "facts.json"
-    if facts.is_file():
-        return load_student(folder, fresh, EXAMPLE), json.loads(facts.read_text())
-    began, spent = time.monotonic(), time.process_time()
-    student = build(folder / "work")
-    found = {
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(time.process_time() - spent, 1),
-        "steps": [step.summary for step in student.lineage],
-    }
-    save_student(student, folder)
-    facts.write_text(json.dumps(found, indent=1) + "\n")
-    return student, found
+    if not (folder / STUDENT_NAME).is_file():
+        save_student(build(folder / "work"), folder)
+    return load_student(folder, fresh, EXAMPLE)
+
+
+def _training(student: Student) -> list[Raw]:
+    """What was done to it, and the wall time each step took."""
+    return [{"did": step.summary, "seconds": step.seconds} for step in student.lineage]
 
 
 @functools.cache
@@ -142,16 +140,20 @@ def _stepped(workload: Workload, steps: tuple[Step, ...], work_dir: Path) -> Stu
     teacher = workload.build_model().eval()
     student, reference = first_student(teacher), TeacherReference(teacher, workload)
     for number, step in enumerate(steps):
+        finished = work_dir / f"{number}-{step.kind}"
+        if (finished / STUDENT_NAME).is_file():
+            student = load_student(finished, teacher, EXAMPLE)
+            continue
         student = run_step(student, reference, step, workload, seed=SEED, work_dir=work_dir / str(number))
+        save_student(student, finished)
     return student
 
 
-def small(settings: Settings, name: str) -> tuple[Workload, Student, Raw]:
+def small(settings: Settings, name: str) -> tuple[Workload, Student]:
     """The workload and the student of one of SMALL."""
     network, steps = SMALL[name]
     workload = _small_workload(network)
-    student, facts = _kept(settings, name, workload.build_model(), lambda work: _stepped(workload, steps, work))
-    return workload, student, facts
+    return workload, _kept(settings, name, workload.build_model(), lambda work: _stepped(workload, steps, work))
 
 
 def _cifar(settings: Settings, teacher: nn.Module, train: int) -> Workload:
@@ -163,7 +165,7 @@ def _cifar(settings: Settings, teacher: nn.Module, train: int) -> Workload:
     )  # fmt: skip
 
 
-def arm56(settings: Settings, name: str) -> tuple[Student, Raw]:
+def arm56(settings: Settings, name: str) -> Student:
     """ResNet-56 as pretrained and fine-tuned on JPEG images (the teacher), and the arms that start from it."""
     assert settings.models is not None  # noqa: S101 - cells() has looked
     fresh = pretrained_resnet56(settings.models)
@@ -171,9 +173,9 @@ def arm56(settings: Settings, name: str) -> tuple[Student, Raw]:
     def teacher_made(work: Path) -> Student:
         return _stepped(_cifar(settings, fresh, TEACHER56_IMAGES), (Step(finetune=TEACHER56),), work)
 
-    teacher, facts = _kept(settings, "resnet56 teacher", fresh, teacher_made)
+    teacher = _kept(settings, "resnet56 teacher", fresh, teacher_made)
     if name == "resnet56 teacher":
-        return teacher, facts
+        return teacher
     if name == "resnet56 unpruned":
         steps: tuple[Step, ...] = (Step(finetune=TrainOptions(**ARM56, **QUIET)),)
     else:
@@ -192,7 +194,7 @@ def arm56(settings: Settings, name: str) -> tuple[Student, Raw]:
 
 
 def _judged56(settings: Settings, name: str) -> Raw:
-    student, facts = arm56(settings, name)
+    student = arm56(settings, name)
     after = student.lineage[-1].after
     assert settings.models is not None  # noqa: S101 - cells() has looked
     whole = count_macs(pretrained_resnet56(settings.models), EXAMPLE)
@@ -202,25 +204,25 @@ def _judged56(settings: Settings, name: str) -> Raw:
         "macs": after.macs,
         "macs_times": whole / (after.macs or 1),
         "parameters": after.parameters,
-        "training": facts,
+        "training": _training(student),
     }
 
 
 def _measured(settings: Settings, name: str, network: str) -> Raw:
     """Cost and accuracy of the student beside its teacher, and both files' latency in turns."""
-    workload, student, facts = small(settings, name)
+    workload, student = small(settings, name)
     teacher = workload.build_model().eval()
     found = _compared(teacher, student.module, workload)
     with tempfile.TemporaryDirectory() as folder:
         for target in ("tflite", "onnx"):
             files = [_file(m, target, "fp32", Path(folder) / who) for who, m in (("t", teacher), ("s", student.module))]
             found[target] = _in_turns(files[0], files[1])
-    return {**found, "training": facts}
+    return {**found, "training": _training(student)}
 
 
 def _chain(settings: Settings, name: str) -> Raw:
     """fp32 teacher to pruned, distilled, int8 student, as TFLite files on this host."""
-    workload, student, facts = small(settings, name)
+    workload, student = small(settings, name)
     teacher = workload.build_model().eval()
     found = _compared(teacher, student.module, workload)
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +231,7 @@ def _chain(settings: Settings, name: str) -> Raw:
         found["tflite"] = _in_turns(first, last)
         found["sizes"] = [first.stat().st_size, last.stat().st_size]
         found["file_accuracy"] = [_file_accuracy(first), _file_accuracy(last)]
-    return {**found, "training": facts}
+    return {**found, "training": _training(student)}
 
 
 def _table_judged(settings: Settings) -> Raw:
@@ -371,8 +373,8 @@ def _row56(name: str, cells: Mapping[str, Raw]) -> str:
 
 def _setting(cells: Mapping[str, Raw]) -> str:
     told = (
-        "One seed (0), 1 thread. ResNet-18- and MobileNetV2-type: MNIST-5k, 4,000 images to train on (3 and 6 epochs "
-        "of distillation, AdamW, one cycle), 1,000 to judge by (one standard error is about 0.7 points); latency by "
+        "One seed (0), 1 thread. ResNet-18- and MobileNetV2-type: MNIST-5k, 4,000 images to train on (6 epochs, "
+        "AdamW, one cycle), 1,000 to judge by (one standard error is about 0.7 points); latency by "
         "scripts/host_timing.py, both files in turns in one process. "
     )
     if "resnet56 teacher" in cells:
@@ -412,11 +414,8 @@ def main() -> None:
     cache = Path("~/.cache/edgekit/bench-compression").expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     settings = Settings(data=arguments.data, models=arguments.models, cache=cache)
-    if arguments.name in SMALL:
-        _, student, facts = small(settings, arguments.name)
-    else:
-        student, facts = arm56(settings, arguments.name)
-    print(json.dumps({**facts, "accuracy": student.lineage[-1].after.accuracy}, indent=1))
+    student = small(settings, arguments.name)[1] if arguments.name in SMALL else arm56(settings, arguments.name)
+    print(json.dumps({"training": _training(student), "accuracy": student.lineage[-1].after.accuracy}, indent=1))
 
 
 if __name__ == "__main__":
