@@ -29,7 +29,7 @@ from edgekit.schema import sha256_of
 
 __all__ = ["assemble", "left_float", "tool_versions", "verified"]
 
-MAX_CALIBRATION = 64
+MAX_CALIBRATION = 32
 """Calibration samples that are run again to compare with held-out ones."""
 
 

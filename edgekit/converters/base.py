@@ -84,6 +84,9 @@ class ConversionRequest:
     A backend whose format holds one entry point raises UnsupportedError when there are any."""
     micro: MicroBudget = field(default_factory=MicroBudget)
     input_layouts: tuple[str | None, ...] = field(default=())
+    looks_for_ops: bool = True
+    """Whether `check` goes through every op. It costs as much as a good part of a conversion: where one follows at once
+    the conversion is tried, and the ops are looked through when it fails."""
     threads: int = 1
     """For calibration; more is slower on a busy machine (measured)."""
     note: Callable[[str], None] = field(default=lambda _: None)

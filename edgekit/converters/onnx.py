@@ -75,7 +75,7 @@ class OnnxConverter:
             except UnsupportedError as e:
                 return e.problems
         size = sum(value.numel() * value.element_size() for value in request.program.state_dict.values())
-        problems = find_problems(request.program, "onnx")
+        problems = find_problems(request.program, "onnx") if request.looks_for_ops else ()
         if size > MAX_WEIGHT_BYTES:
             message = f"its weights are {size} bytes; more than {MAX_WEIGHT_BYTES} do not fit into one .onnx file"
             problems += (Problem(backend="onnx", message=message, hint="make it smaller first, or use executorch"),)

@@ -56,7 +56,8 @@ class TFLiteConverter:
 
     def check(self, request: ConversionRequest) -> tuple[Problem, ...]:
         """Every op of the program that litert-torch has no lowering for, and what the format cannot hold."""
-        return (*find_obstacles(request), *find_problems(request.program, "tflite"))
+        missing = find_problems(request.program, "tflite") if request.looks_for_ops else ()
+        return (*find_obstacles(request), *missing)
 
     def convert(self, request: ConversionRequest) -> Artifact:
         """Write `model.tflite` and its passport. Raises ConversionError, UnsupportedError."""

@@ -20,6 +20,7 @@ from edgekit.converters.wire import SchemeResult, WireError, WorkRequest, load_s
 from edgekit.errors import ConversionError, EdgekitError, UnsupportedError
 from edgekit.exporting import load_own_program
 from edgekit.isolation import enter_child, peak_rss_bytes
+from edgekit.leaving import leave
 from edgekit.schema import read_record, write_atomically
 
 __all__ = ["main"]
@@ -99,18 +100,34 @@ def _convert_one(
     request = replace(base, scheme=scheme, output_dir=output_dir, note=lambda stage: _note(folder, scheme, stage))
     error = None
     try:
-        problems = converter.check(request)
-        if problems:
-            raise UnsupportedError(problems)
+        _refuse_obstacles(converter, replace(request, looks_for_ops=work.only_check))
         if work.only_check:
             _answer(folder, SchemeResult(scheme=scheme, seconds=time.monotonic() - started))
             return
         _note(folder, scheme, "convert")
-        artifact = converter.convert(request)
+        artifact = _converted(converter, request)
         _check_floor(artifact, work, scheme, time.monotonic() - started)
     except EdgekitError as e:
         error = WireError.of(e)
     _answer(folder, SchemeResult(scheme=scheme, seconds=time.monotonic() - started, error=error))
+
+
+def _refuse_obstacles(converter: Converter, request: ConversionRequest) -> None:
+    problems = converter.check(request)
+    if problems:
+        raise UnsupportedError(problems)
+
+
+def _converted(converter: Converter, request: ConversionRequest) -> Artifact:
+    """The artifact; where the toolchain fails and ops without a lowering are why, the error that names them all."""
+    try:
+        return converter.convert(request)
+    except ConversionError as e:
+        try:
+            _refuse_obstacles(converter, request)
+        except UnsupportedError as named:
+            raise named from e
+        raise
 
 
 def _check_floor(artifact: Artifact, work: WorkRequest, scheme: Scheme, seconds: float) -> None:
@@ -149,3 +166,4 @@ def _answer(folder: Path, result: SchemeResult) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
