@@ -131,7 +131,7 @@ def _best_columns(is_one: np.ndarray[Any, Any], columns: tuple[int, ...]) -> tup
     ones = int(np.count_nonzero(is_one))
     best = (1, entropy_bytes(np.array([ones, count - ones])))
     for width in columns:
-        if width < count and count % width == 0:
+        if width < min(count, unpack.MAX_COLUMNS) and count % width == 0:
             rows = count // width
             hits = np.count_nonzero(is_one.reshape(rows, width), axis=0)
             learning = 0.25 * width * np.log2(rows + 1) / 8

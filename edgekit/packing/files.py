@@ -74,7 +74,7 @@ def pack(
     total = sum(map(len, files.values()))
     if total > max_bytes:
         raise UserError(f"{source}: {total} bytes, more than the {max_bytes} a pack may hold")
-    bases = {} if base is None else _base_files(base)
+    bases = {} if base is None else _base_files(base, with_passport=with_passport)
     try:
         data = pack_bytes(files, bases, use_lzma=use_lzma)
         if reading.expand(data, list(bases.values()), max_bytes) != files:
@@ -96,11 +96,12 @@ def unpack(
 ) -> tuple[PackedFile, ...]:
     """Expand the pack `packed` into the folder `output`; every file has the sha256 that was packed, or none is written.
 
-    `bases` are files or folders of the older version that a difference was made from, or its pack. Raises ArtifactError
-    for a pack that is broken or wants another base, UserError for a file that is there and differs (unless `force`).
+    `bases` are files or folders of the older version that a difference was made from, or its whole pack. Raises
+    ArtifactError for a pack that is broken or wants another base, UserError for a file that is there and differs
+    (unless `force`), HostError when one cannot be written.
     """
     data = _read(packed)
-    given = [content for path in bases for content in _base_files(path).values()]
+    given = [content for path in bases for content in _given(path)]
     try:
         files = reading.expand(data, given, max_bytes)
     except reading.PackError as e:
@@ -117,7 +118,7 @@ def unpack(
 
 
 def unpacker_source() -> str:
-    """The unpacker, a Python file to copy to a board: `python3 unpack.py PACK -o DIR [--base FILE]`."""
+    """The unpacker, a Python file to copy to a board: `python3 unpack.py PACK -o DIR [--base PATH]`."""
     return Path(reading.__file__).read_text(encoding="utf-8")
 
 
@@ -151,7 +152,17 @@ def _contents(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     return {name: _read(folder / name) for name in names}
 
 
-def _base_files(base: Path) -> dict[str, bytes]:
+def _given(path: Path) -> list[bytes]:
+    """What a base to unpack with holds; which files are needed is told by their sha256."""
+    if path.suffix == PACK_SUFFIX and path.is_file():
+        return list(_base_files(path, with_passport=True).values())
+    try:
+        return reading.read_bases(str(path))
+    except OSError as e:
+        raise ArtifactError(f"{path}: cannot be read: {os.strerror(e.errno) if e.errno else e}") from e
+
+
+def _base_files(base: Path, *, with_passport: bool) -> dict[str, bytes]:
     """The files of an older version: of a folder, a file with what belongs to it, or a pack of its own."""
     if base.is_file() and base.suffix == PACK_SUFFIX:
         try:
@@ -160,7 +171,7 @@ def _base_files(base: Path) -> dict[str, bytes]:
             raise ArtifactError(
                 f"{base}: {e}", hint="as a base give a whole pack, or the files it was expanded to"
             ) from e
-    return _source_files(base, with_passport=True)
+    return _source_files(base, with_passport=with_passport)
 
 
 def _read(path: Path) -> bytes:

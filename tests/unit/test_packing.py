@@ -179,6 +179,12 @@ def test_two_names_that_are_one_on_some_disks_are_refused() -> None:
         expand(resealed(honest, honest[HEAD:].replace(b"mod_l.onnx", b"Model.onnx")), [])
 
 
+def test_a_file_that_is_a_folder_too_is_refused() -> None:
+    honest = pack_bytes({"model": b"x", "mode_/b": b"x"})
+    with pytest.raises(PackError, match="a file and a folder"):
+        expand(resealed(honest, honest[HEAD:].replace(b"mode_/b", b"Model/b")), [])
+
+
 def bomb(size: int, segment: bytes, tail: bytes) -> bytes:
     """A pack of one file of `size` bytes, its only segment and its streams as given."""
     body = b"\0" + b"\1" + b"\1a" + varint(size) + bytes(32) + b"\1" + segment + tail
@@ -306,12 +312,13 @@ def test_the_unpacker_runs_on_a_board(tmp_path: Path) -> None:
     script = tmp_path / "unpack.py"
     script.write_text(source)
     (tmp_path / "m.ekpack").write_bytes(PACK)
-    (tmp_path / "old.bin").write_bytes(BASES["m.safetensors"])
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old.bin").write_bytes(BASES["m.safetensors"])
     command = [sys.executable, "-I", str(script), str(tmp_path / "m.ekpack"), "-o", str(tmp_path / "out")]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (refused.returncode, (tmp_path / "out").exists()) == (6, False)
     assert "was not given" in refused.stderr
-    done = subprocess.run([*command, "--base", str(tmp_path / "old.bin")], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--base", str(tmp_path / "old")], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == len(FILES)
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == FILES
 

@@ -1,4 +1,4 @@
-"""Expand a pack of model files: `python3 unpack.py MODEL.ekpack -o DIR [--base FILE ...]`.
+"""Expand a pack of model files: `python3 unpack.py MODEL.ekpack -o DIR [--base PATH ...]`.
 
 One file, Python 3.9 or newer and numpy: copy it to a board as it is. `edgekit pack` writes packs and
 docs/packing.md tells their use. Every number in a pack is checked before it is used, nothing is written unless
@@ -42,6 +42,7 @@ STORED, DEFLATE, LZMA2 = 0, 1, 2
 LZMA_FILTERS = [{"id": 0x21, "dict_size": 1 << 23, "lc": 3, "lp": 0, "pb": 2}]
 HAS_MASK, HAS_CODEBOOK, IS_DIFFERENCE, IS_CONDITIONAL = 1, 2, 4, 8
 MAX_CODEBOOK = 512
+MAX_COLUMNS = 1 << 20
 MAX_LANES = 1 << 14
 SYMBOLS_PER_LANE = 1 << 16
 """A stream of more symbols a lane, below MAX_LANES, is refused: it would take Python hours."""
@@ -338,7 +339,17 @@ def read_contents(reader: Reader, max_bytes: int) -> Contents:
         if missing:
             raise PackError(f"'{name}': its segments leave {missing} bytes out")
         files.append(File(name, size, sha256, segments))
+    folders = {parent for file in files for parent in parents(file.name)}
+    for file in files:
+        if file.name.casefold() in folders:
+            raise PackError(f"'{file.name}' is a file and a folder")
     return Contents(bases, files)
+
+
+def parents(name: str) -> "list[str]":
+    """The folders a name lies in, lower-case."""
+    parts = name.casefold().split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def checked_name(raw: bytes) -> str:
@@ -389,7 +400,7 @@ def read_span(reader: Reader, bases: "list[Base]", length: int) -> Span:
     count = length // width
     columns, codes, base, offset = 1, 0, 0, 0
     if flags & HAS_MASK:
-        columns = reader.varint(max(count, 1), "columns of a segment")
+        columns = reader.varint(min(max(count, 1), MAX_COLUMNS), "columns of a segment")
         if columns < 1:
             raise PackError("a coded segment has no columns")
     if flags & HAS_CODEBOOK:
@@ -587,11 +598,15 @@ def write_files(files: "dict[str, bytes]", folder: str, force: bool) -> None:
         path = os.path.join(folder, *name.split("/"))
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         partial = f"{path}.{os.getpid()}.partial"
-        with open(partial, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
+        try:
+            with open(partial, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
 
 
 def main(arguments: "list[str]") -> int:
@@ -599,23 +614,37 @@ def main(arguments: "list[str]") -> int:
     parser = argparse.ArgumentParser(description="Expand a pack of model files.")
     parser.add_argument("pack")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
-    parser.add_argument("--base", action="append", default=[], metavar="FILE", help="a file of the version before")
+    parser.add_argument(
+        "--base",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a file of the version before, or a folder of its files",
+    )
     parser.add_argument("--max-mb", type=int, default=MAX_BYTES >> 20, help="refuse a pack that expands to more")
     parser.add_argument("--force", action="store_true", help="overwrite files that are there")
     options = parser.parse_args(arguments)
     try:
-        pack, bases = read_file(options.pack), [read_file(path) for path in options.base]
+        pack, bases = read_file(options.pack), [data for path in options.base for data in read_bases(path)]
         files = expand(pack, bases, options.max_mb << 20)
         write_files(files, options.output, options.force)
     except PackError as e:
         print(f"{options.pack}: {e}", file=sys.stderr)
         return 6
-    except OSError as e:
-        print(str(e), file=sys.stderr)
+    except (OSError, MemoryError) as e:
+        print(str(e) or "not enough memory", file=sys.stderr)
         return 5
     for name, data in files.items():
         print(f"{hashlib.sha256(data).hexdigest()}  {os.path.join(options.output, name)}")
     return 0
+
+
+def read_bases(path: str) -> "list[bytes]":
+    """A file, or every file in a folder."""
+    if not os.path.isdir(path):
+        return [read_file(path)]
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in sorted(names)]
+    return [read_file(name) for name in found if os.path.isfile(name)]
 
 
 def read_file(path: str) -> bytes:
