@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["run", "train_qat", "trained_graph", "trained_state"]
 
 _STEPS = "_qat_steps"
-_LEARNS = "_qat_learns"
 
 
 def run(student: Student, options: QatOptions, context: StepContext) -> StepResult:
@@ -124,11 +123,11 @@ def train_qat(
         )
     batch_size = min(options.batch_size, len(data))
     _see(graph, BatchSource(data, "train", labelled=objective is None or objective.needs_targets), batch_size)
-    steps = options.epochs * (len(data) // batch_size)
+    trained = len(data) - round(len(data) * options.validation)
+    steps = options.epochs * max(1, trained // batch_size)
     schedule = _FixedLate(steps - round(steps * options.fixed_ranges))
     graph.register_buffer(_STEPS, torch.zeros((), dtype=torch.int64))
     handle = graph.register_forward_pre_hook(schedule)
-    _note_mode(graph)
     try:
         fit(
             graph,
@@ -158,7 +157,10 @@ def _see(graph: GraphModule, source: BatchSource, batch_size: int) -> None:
 
 
 class _FixedLate:
-    """A forward hook that counts training steps, in a buffer that checkpoints hold, and stops the observers late."""
+    """A forward hook that counts training steps, in a buffer that checkpoints hold, and stops the observers late.
+
+    A forward pass that records gradients is a training step: `training` of an exported graph never changes.
+    """
 
     def __init__(self, last_observed: int) -> None:
         self.last_observed = max(1, last_observed)
@@ -166,24 +168,12 @@ class _FixedLate:
     def __call__(self, graph: Any, inputs: Any) -> None:
         from torchao.quantization.pt2e import disable_observer, enable_observer
 
-        if not graph.__dict__.get(_LEARNS, False):
-            return
-        steps = getattr(graph, _STEPS)
-        steps += 1
-        graph.apply(enable_observer if int(steps) <= self.last_observed else disable_observer)
-
-
-def _note_mode(graph: GraphModule) -> None:
-    """Let the hook know whether the graph is trained or evaluated: `training` of an exported graph never changes."""
-    switch = graph.__dict__["train"]
-
-    def train(mode: bool = True) -> GraphModule:
-        graph.__dict__[_LEARNS] = mode
-        switch(mode)
-        return graph
-
-    graph.train = train  # type: ignore[method-assign]
-    graph.eval = lambda: train(False)  # type: ignore[method-assign]
+        observes = False
+        if torch.is_grad_enabled():
+            steps = graph.get_buffer(_STEPS)
+            steps += 1
+            observes = int(steps) <= self.last_observed
+        graph.apply(enable_observer if observes else disable_observer)
 
 
 def trained_state(graph: nn.Module) -> dict[str, Tensor]:

@@ -381,5 +381,5 @@ def test_the_table_and_the_page_show_every_rung(tmp_path: Path, monkeypatch: pyt
     assert [row.is_marked for row in table.rows].index(True) == 1
     page = render_page(result)
     assert "A rung passes" in page
-    assert all(name in page for name in RUNGS)
+    assert all(name in page.replace("<wbr>", "") for name in RUNGS)
     assert TuneResult.model_validate_json(result.model_dump_json()) == result
