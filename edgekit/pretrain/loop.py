@@ -98,11 +98,13 @@ def pretrain(
             module, made.objective, data, options, seed=seed, work_dir=folder,
             checkpoint_seconds=checkpoint_seconds, on_progress=on_progress,
         )  # fmt: skip
-    spread = spread_of(_features(module, source, place if options.features else made.place))
+    # What the head reads, where all of it was trained; else what was, which masked prediction finds further inside.
+    kept = place if trained_by(module, example.inputs, place) <= needed else made.place
+    spread = spread_of(_features(module, source, kept))
     _warn_collapse(spread, options)
     return PretrainResult(
         module=module,
-        features=str(place if options.features else made.place),
+        features=str(kept),
         modality=modality,
         steps=result.steps,
         loss=result.loss,
@@ -215,7 +217,7 @@ def _folder(work_dir: Path | str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _features(module: nn.Module, source: BatchSource, place: Representation, *, samples: int = 1024) -> Tensor:
+def _features(module: nn.Module, source: BatchSource, place: Representation, *, samples: int = 512) -> Tensor:
     indices = torch.linspace(0, len(source) - 1, min(samples, len(source))).long()
     with torch.inference_mode():
         return torch.cat([pooled(place.read(module, source.fetch(part).inputs)) for part in torch.split(indices, 128)])

@@ -96,7 +96,8 @@ def test_a_run_cut_off_in_pretraining_ends_with_the_same_teacher(tmp_path: Path)
         _teacher(context(tmp_path / "b", workload(), Watching("pretrain", stop=5)))
     rest = Watching()
     again = _teacher(context(tmp_path / "b", workload(), rest))
-    assert len([e for e in rest.events if e.stage == "pretrain" and e.fraction is not None]) == 3
+    steps = len([e for e in rest.events if e.stage == "pretrain" and e.fraction is not None])
+    assert 1 <= steps <= 3  # of 6; a checkpoint within the second epoch leaves fewer
     assert weights_digest(again.student.module) == weights_digest(whole.student.module)
 
 
