@@ -33,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.errors import MissingDependencyError, WorkloadError
+from edgekit.errors import EdgekitError, MissingDependencyError, WorkloadError
 from edgekit.extras import missing_dependency
 from edgekit.schema import near_miss
 
@@ -326,7 +326,7 @@ def _check_params(function: Any, source: WorkloadSource, params: Mapping[str, An
 def _call(function: Any, source: WorkloadSource, params: Mapping[str, Any]) -> Workload:
     try:
         workload = function(**params)
-    except WorkloadError:
+    except EdgekitError:
         raise
     except Exception as e:  # the user's code may raise anything; it is shown with its own line
         raise WorkloadError(f"'{source.reference}' failed: {_blame(e)}") from e

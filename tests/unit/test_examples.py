@@ -51,15 +51,15 @@ def test_vision_takes_the_digits_that_scikit_learn_brings() -> None:
 
 
 def test_text_splits_by_the_text_itself(tmp_path: Path) -> None:
-    """A file of lines: no text on both sides, numbers below the vocabulary, and the rarest labels left out."""
+    """A file of lines: a text counts once, so it is on one side; numbers are below the vocabulary; rare labels go."""
     file = tmp_path / "lines.tsv"
-    file.write_text("".join(f"{'net' if i % 2 else 'mail'}\tserver number {i}\n" for i in range(400)) + "x11\tone\n")
+    file.write_text("".join(f"{'net' if i % 2 else 'mail'}\tserver {i}\n" for i in range(400)) * 2 + "x11\tone\n")
     workload = loaded("text", data=str(file), classes=2)
     assert workload.train is not None
     assert set(workload.classes) == {"net", "mail"}
     assert len(workload.train) + len(workload.evaluation) == 400
-    seen = {tuple(workload.train[i][0].tolist()) for i in range(len(workload.train))}
-    assert not seen & {tuple(workload.evaluation[i][0].tolist()) for i in range(len(workload.evaluation))}
+    assert 20 < len(workload.evaluation) < 60
+    seen = [workload.train[i][0].tolist() for i in range(len(workload.train))]
     assert workload.example_inputs[0].dtype == torch.int64
     assert 0 <= min(map(min, seen)) < max(map(max, seen)) < 4096
     assert gives_logits(workload)
