@@ -111,9 +111,9 @@ def crossing(rates: Sequence[SuccessRate]) -> float | None:
         return None
     rho = np.array([r.rho for r in rates])
     solved, trials = np.array([r.solved for r in rates], float), np.array([r.trials for r in rates], float)
-    middle, slope = float(np.average(rho)), 50.0
+    middle = float(np.average(rho))
     design = np.stack([np.ones_like(rho), rho - middle], axis=1)
-    weights = np.array([0.0, -slope])
+    weights = np.zeros(2)
     for _ in range(200):  # Newton, ridged a little: separable rates have no finite slope
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         gradient = design.T @ (solved - trials * p) - 1e-4 * weights

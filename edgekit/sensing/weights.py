@@ -19,7 +19,7 @@ import torch
 
 from edgekit.errors import UserError
 from edgekit.sensing.matrices import measurement_matrix
-from edgekit.sensing.phase import donoho_tanner
+from edgekit.sensing.phase import statistical_dimension
 from edgekit.sensing.pursuit import omp
 from edgekit.sensing.recovery import basis_pursuit
 
@@ -115,8 +115,7 @@ def rows_for(nonzeros: int, block: int, *, margin: float = 1.15) -> int:
 
     Raises UserError where that is not fewer than `block`: projections then save nothing.
     """
-    fewest = next((m for m in range(nonzeros + 1, block) if donoho_tanner(m / block) * m >= nonzeros), block)
-    rows = math.ceil(fewest * margin)
+    rows = math.ceil(block * statistical_dimension(nonzeros / block) * margin)
     if rows >= block:
         raise UserError(
             f"{nonzeros} nonzeros of {block} are too many: recovery would need all {block} projections",
