@@ -238,7 +238,7 @@ def test_auto_is_never_much_worse_than_the_best_rule_for_all(rules: list[RangeRu
         return asked[-1]
 
     choice = choose_ranges(found, score, rule=RangeRule.AUTO, bits=4, trials=trials)
-    assert len(asked) <= 3 + trials + 2 + 2 * 4
+    assert len(asked) <= 3 + trials + 2 * 2 * 5
     reached = score(choice.ranges, None)
     assert reached == choice.compared["chosen"]
     for rule in RULES:
