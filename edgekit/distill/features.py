@@ -45,6 +45,8 @@ def feature(found: Mapping[str, Tensor], name: str, *, who: str) -> Tensor:
 
 def probed(model: nn.Module, names: Sequence[str], inputs: Sequence[Tensor], *, who: str) -> dict[str, Tensor]:
     """What each named module gives on `inputs`, in eval mode; raises WorkloadError for a name that gives nothing."""
+    if not names:
+        return {}
     with captured_features(model, names, who=who) as found, evaluating(model):
         model(*inputs)
     return {name: feature(found, name, who=who) for name in names}
