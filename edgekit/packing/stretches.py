@@ -91,7 +91,8 @@ def _tflite(content: bytes) -> Iterator[Stretch]:
         schema.TensorType.INT16: 2,
         schema.TensorType.INT32: 4,
     }
-    base = np.frombuffer(content, dtype=np.uint8)
+    if content[4:8] != b"TFL3":
+        raise ValueError("no TFL3 mark")
     model = schema.Model.GetRootAs(bytearray(content), 0)
     seen: set[int] = set()
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
@@ -103,7 +104,7 @@ def _tflite(content: bytes) -> Iterator[Stretch]:
             data = buffer.DataAsNumpy()
             field = buffer._tab.Offset(4)
             offset = int(buffer._tab.Vector(field))
-            if offset + len(data) <= len(base):
+            if offset + len(data) <= len(content):
                 shape = tensor.ShapeAsNumpy() if not tensor.ShapeIsNone() else ()
                 yield _stretch(offset, len(data), widths[tensor.Type()], shape)
 
