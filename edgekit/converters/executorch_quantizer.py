@@ -104,9 +104,14 @@ class ActivationObserver(MinMaxObserver):  # type: ignore[misc]
             self.seen.update(values.numpy(), self.position)
 
     def set_range(self, value_range: Range) -> None:
-        """Quantize with this range from now on."""
-        self.min_val.fill_(value_range[0])
-        self.max_val.fill_(value_range[1])
+        """Quantize with this range from now on.
+
+        One of zeros alone (a recurrent layer's first state) becomes one like others: with the least scale there is the
+        bias behind it would overflow, and the weight it shares with later steps would be rounded away to hold it.
+        """
+        low, high = value_range if value_range[0] < value_range[1] else (-1.0, 1.0)
+        self.min_val.fill_(low)
+        self.max_val.fill_(high)
         scale, zero_point = self.calculate_qparams()
         self._trial = (float(scale), int(zero_point))
 

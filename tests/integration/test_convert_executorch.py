@@ -157,6 +157,30 @@ def test_masks_and_integers_survive_int8(tmp_path: Path) -> None:
     assert all(output.exact for output in passport.fidelity.outputs[1:])
 
 
+class Recurrent(nn.Module):
+    """Steps that share a weight, the first of them on a state of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNN(6, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+def test_a_state_of_zeros_does_not_spoil_the_weight_of_later_steps(tmp_path: Path) -> None:
+    """The range of a state that is always zero takes nothing from the weight it is multiplied with."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    samples = tuple((rng.normal(size=(1, 4, 6)).astype(np.float32),) for _ in range(16))
+    example = (torch.zeros(1, 4, 6),)
+    passport = convert(
+        Recurrent(), example, Scheme.STATIC_W8A8, tmp_path, calibration=samples, verification=samples[:8]
+    )
+    # 8 bits in each of four steps; with the weight rounded for the first step it was -1 dB
+    assert sqnr(passport) > 25
+
+
 def test_a_scheme_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     """No linear layer and no convolution: a `dynamic_w8` file would be the float one under another name."""
     with pytest.raises(UnsupportedError, match="change nothing"):
