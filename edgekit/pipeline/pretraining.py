@@ -124,6 +124,7 @@ def _pretrain(context: Context, options: PretrainOptions, data: MapDataset, work
     from edgekit.compress.student import Student
     from edgekit.pipeline.learning import training_progress
     from edgekit.pretrain.loop import pretrain
+    from edgekit.training.loggers import keep_logs
     from edgekit.training.teacher import fresh_model
 
     seed = context.recipe.seed
@@ -131,6 +132,7 @@ def _pretrain(context: Context, options: PretrainOptions, data: MapDataset, work
     tell = training_progress(context, "pretrain")
     result = pretrain(module, data, options, seed=seed, work_dir=work, on_progress=tell)
     save_student(Student(module=result.module), out)
+    keep_logs(work, out)
     record = _PretrainingRecord(
         features=result.features, spread=result.spread.told(), collapsed=result.spread.is_collapsed
     )
