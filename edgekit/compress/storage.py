@@ -96,6 +96,6 @@ def _trained(folder: Path, backend: str) -> dict[str, Tensor]:
         raise ArtifactError(f"{folder / STUDENT_NAME}: '{backend}' is no backend to train for")
     try:
         state: dict[str, Tensor] = safetensors_function("load_file")(str(path))
-    except Exception as e:  # noqa: BLE001 - a missing or broken file, in safetensors' own errors
+    except Exception as e:  # a missing or broken file, in safetensors' own errors
         raise ArtifactError(f"{path}: cannot be read: {e}", hint="run the step again") from e
     return state
