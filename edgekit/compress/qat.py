@@ -9,6 +9,7 @@ that `prepare_qat` makes of the student; `trained_graph` makes that graph again 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -189,8 +190,11 @@ def trained_graph(
     Raises ArtifactError where the state is of another module, or torch captures the module in another way now.
     """
     graph = prepare_qat(module, example_inputs, backend=backend)
+    versioned = OrderedDict(state)
+    # without versions, observers take the state for one of an old torch and replace their least scale
+    versioned._metadata = graph.state_dict()._metadata  # type: ignore[attr-defined]
     try:
-        graph.load_state_dict(dict(state))
+        graph.load_state_dict(versioned)
     except RuntimeError as e:
         said = " ".join(line.strip() for line in str(e).splitlines()[1:3])
         raise ArtifactError(
