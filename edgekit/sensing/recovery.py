@@ -171,7 +171,7 @@ class _Lasso:
 
 
 State = tuple[Tensor, Tensor]
-"""The estimate s `[B, n]`, which is watched, and a companion."""
+"""The estimate s `[B, n]` and a companion: the extrapolated point, the sum of primal and dual."""
 
 
 def _until_still(
@@ -181,7 +181,9 @@ def _until_still(
     iterations: int,
     tolerance: float,
 ) -> tuple[State, int, Tensor]:
-    """The state after `iterations`, or earlier for rows whose estimate changes by less than `tolerance` · its norm.
+    """The state after `iterations`, or earlier for rows where neither part moves by more than `tolerance` · ‖s‖.
+
+    Both: an estimate may stand still while its companion still drifts.
 
     `update(state, matrices, rows, iterations done)` is given those of the rows that are left. Which are at rest is
     looked at every CHUNK iterations.
@@ -191,14 +193,15 @@ def _until_still(
     still = torch.zeros(len(estimate), dtype=torch.bool)
     done = 0
     while done < iterations and len(rows):
-        part, before = (estimate[rows], companion[rows]), estimate[rows]
+        part = before = estimate[rows], companion[rows]
         theirs = matrix if matrix.ndim == 2 or len(rows) == len(matrix) else matrix[rows]
         for _ in range(min(CHUNK, iterations - done)):
-            before = part[0]
+            before = part
             part = update(part, theirs, rows, done)
             done += 1
         estimate[rows], companion[rows] = part
-        at_rest = _norm(part[0] - before) <= tolerance * _norm(part[0]).clamp_min(torch.finfo(before.dtype).tiny)
+        moved = torch.maximum(_norm(part[0] - before[0]), _norm(part[1] - before[1]))
+        at_rest = moved <= tolerance * _norm(part[0]).clamp_min(torch.finfo(moved.dtype).tiny)
         still[rows] = at_rest
         rows = rows[~at_rest]
     return (estimate, companion), done, still
