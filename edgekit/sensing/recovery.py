@@ -90,7 +90,8 @@ def basis_pursuit(
 
     z ← z + P(2 S_γ(z) − z) − S_γ(z) with P the projection on {D s = y} (Combettes and Pesquet 2007); P is formed
     once. Exact where the solution is sparse; where it is not, ‖s‖₁ may still be some 1e-4 above the minimum when the
-    iterations run out, and `converged` is False. γ is a tenth of each row's largest entry of D⁺y unless given. For measurements without noise.
+    iterations run out, and `converged` is False. γ is a tenth of each row's largest entry of D⁺y unless given. For
+    measurements without noise.
     """
     check_measurements(dictionary, y)
     inverse = torch.linalg.pinv(dictionary)
