@@ -20,7 +20,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from edgekit.converters.batch_norms import keep_unfoldable_norms
+from edgekit.converters.shared_constants import keep_unfoldable_norms
 from edgekit.errors import ExportError, MissingDependencyError, UserError
 
 if TYPE_CHECKING:

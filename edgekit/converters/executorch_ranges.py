@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgekit.artifact import CalibrationFacts, RangeRule, RuleAction
-from edgekit.converters.batch_norms import keep_unfoldable_norms
 from edgekit.converters.executorch_graphs import as_arguments, exported_again, node_origins
 from edgekit.converters.executorch_quantizer import (
     ActivationObserver,
@@ -27,6 +26,7 @@ from edgekit.converters.executorch_quantizer import (
 from edgekit.converters.executorch_scales import corrected_biases, fit_weight_scales, unfit_scales
 from edgekit.converters.fidelity import worst_sqnr_db
 from edgekit.converters.ranges import FoldedObserver, Range, choose_ranges, fold_count, judging_samples
+from edgekit.converters.shared_constants import keep_unfoldable_norms, own_constants
 from edgekit.errors import ConversionError, Problem, UnsupportedError, UserError
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ class _Session:
 def _graph_of(program: ExportedProgram) -> GraphModule:
     """The program's module, for preparing."""
     graph = program.module()
+    own_constants(graph)
     keep_unfoldable_norms(graph)
     return graph
 

@@ -181,6 +181,30 @@ def test_a_state_of_zeros_does_not_spoil_the_weight_of_later_steps(tmp_path: Pat
     assert sqnr(passport) > 25
 
 
+class TwoScales(nn.Module):
+    """A detector's head, the same on each of two feature maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        first = torch.relu(self.first(x))
+        second = torch.relu(self.second(first))
+        return torch.cat([self.head(one).flatten(2) for one in (first, second)], 2)
+
+
+def test_a_layer_that_is_applied_twice_is_right_each_time(tmp_path: Path) -> None:
+    """Its bias is quantized by the scale of each input; shared, the runtime refused the file."""
+    torch.manual_seed(0)
+    passport = convert(
+        TwoScales(), EXAMPLE, Scheme.STATIC_W8A8, tmp_path, calibration=images(16, 1), verification=images(8, 2)
+    )
+    assert sqnr(passport) > 25
+
+
 def test_a_scheme_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     """No linear layer and no convolution: a `dynamic_w8` file would be the float one under another name."""
     with pytest.raises(UnsupportedError, match="change nothing"):
