@@ -298,7 +298,9 @@ def test_unrolled_recovery_of_images(tmp_path: Path) -> None:
     def blocky(count: int, side: int) -> Tensor:
         """Flat patches with sharp edges: far from Gaussian, which is where linear recovery is the best there is."""
         small = torch.rand(count, 1, side // 4, side // 4, generator=generator).round()
-        return torch.nn.functional.interpolate(small, scale_factor=4).roll((2, 2), (2, 3))
+        images = torch.nn.functional.interpolate(small, scale_factor=4)
+        offsets = torch.randint(0, 4, (count, 2), generator=generator).tolist()
+        return torch.stack([image.roll(offset, (1, 2)) for image, offset in zip(images, offsets, strict=True)])
 
     images, unseen = blocky(300, 16), blocky(10, 32)
     sensor = image_sensor(0.25, block=8)
