@@ -249,7 +249,7 @@ def _sums() -> Raw:
         total += gradient
         each += entropy_bound_bits(total.size, int(np.count_nonzero(gradient)), value_bits=WEIGHT_BITS) / 8
     union = int(np.count_nonzero(total))
-    found = _fewest_rows(total, _fullest(total), 32)
+    found = _fewest_rows(total, _fullest(total), WEIGHT_BITS)
     return {
         "senders": SENDERS,
         "union": union,
@@ -369,8 +369,9 @@ def _sums_table(cell: Raw | None) -> list[str]:
         return []
     projected = "never" if cell["projection_bytes"] is None else f"{cell['projection_bytes']:,.0f} B"
     return [
-        f"Where projections can win: a link that carries the sum of {cell['senders']} nodes' sparse gradients (1 % "
-        f"each, {cell['union']} places in all) through relays that only add.\n",
+        f"Sums, the case made for projections: a link that carries the sum of {cell['senders']} nodes' sparse "
+        f"gradients (1 % each, {cell['union']} places in all) through relays that only add; {WEIGHT_BITS} bits a "
+        "value.\n",
         "| sent over the link | bytes |",
         "|---|---|",
         f"| {cell['senders']} entropy-coded messages (bound) | {cell['all_messages_bytes']:,.0f} B |",
