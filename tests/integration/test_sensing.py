@@ -107,4 +107,5 @@ def test_unrolled_recovery_converts(target: str, tmp_path: Path) -> None:
         assert artifact.passport.inputs[0].shape[0] == 1
         assert int(np.prod([int(n) for n in artifact.passport.inputs[0].shape])) == 64
         assert int(np.prod([int(n) for n in artifact.passport.outputs[0].shape])) == 256
-        assert artifact.passport.unquantized_ops == ()
+        # sums and thresholds are float where a runtime has no integer form of them; the convolutions never
+        assert not [left for left in artifact.passport.unquantized_ops if "Conv" in left.op or "CONV" in left.op]
