@@ -66,7 +66,7 @@ def test_a_recipe_with_a_front_end(tmp_path: Path) -> None:
     artifacts = outcome.folder / "artifacts"
     assert (artifacts / "encoder.static_w8a8.tflite").is_dir()
 
-    stage = next((tmp_path / "runs" / "stages").glob("2-finetune-*"))
+    stage = next((tmp_path / "runs" / "stages").glob("2-finetune-*/student.json")).parent
     workload = edgekit.load_workload("workload.py:workload", base=tmp_path).workload
     student = load_student(stage, workload.build_model(), workload.example_inputs)
     sensor, reader = split(student.module)
