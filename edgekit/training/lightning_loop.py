@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
         self.judged = Judged()
         self.best = BestWeights(monitor=options.monitor)
         self.first_step = 0
+        self._sigterm = signal.getsignal(signal.SIGTERM)
 
     @property
     def objective(self) -> Objective:
@@ -124,9 +126,10 @@ class TrainingModule(pl.LightningModule):  # type: ignore[misc]  # Lightning is 
             self.validation.rank = self.global_rank
 
     def on_train_start(self) -> None:
-        if self.trainer.world_size > 1:
-            # Lightning's own handler talks to the other processes, which may be gone when this one is ended.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Lightning's own handler ends a terminated run with exit status 0, and talks to processes that may be gone.
+        if threading.current_thread() is threading.main_thread():
+            one_of_many = self.trainer.world_size > 1
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if one_of_many else self._sigterm or signal.SIG_DFL)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if isinstance(batch, tuple):

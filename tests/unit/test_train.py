@@ -113,6 +113,18 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert weights_digest(resumed.module) == weights_digest(whole.module)
 
 
+def test_a_terminated_process_ends_by_its_signal(tmp_path: Path) -> None:
+    """SIGTERM in training ends the process as it ends any other, and never with the status of success."""
+    code = CHILD.format(folder=str(Path(__file__).parent), work=str(tmp_path), slow_from=5)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) == 6:
+                child.terminate()
+                break
+    assert child.returncode == -signal.SIGTERM
+
+
 def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
     """Called again on a finished work folder, fit gives the same weights without a step."""
     first = fit(net(), CrossEntropy(), digits(), OPTIONS, seed=1, work_dir=tmp_path)
