@@ -118,7 +118,7 @@ def workload(data: str = "", speaker: str = "theo", limit: int = 3000) -> Worklo
     return Workload(
         name="ds-cnn",
         model=functools.partial(DsCnn, width=48, blocks=3),
-        student=functools.partial(DsCnn, width=24, blocks=2),
+        student=functools.partial(DsCnn, width=32, blocks=3),
         example_inputs=(train.tensors[0][:1].clone(),),
         train=train,
         evaluation=test,
