@@ -8,7 +8,6 @@ The weights that remain are the teacher's; accuracy comes back with a distill or
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
@@ -100,12 +99,10 @@ def _round(
 
 
 def _trained(student: Student, between: BetweenRounds, context: StepContext) -> Student:
-    from edgekit.compress.steps import METHODS
+    from edgekit.compress.steps import method_of
 
     kind = "distill" if between.distill is not None else "finetune"
-    home, name = METHODS[kind].split(":")
-    result: StepResult = getattr(importlib.import_module(home), name)(student, getattr(between, kind), context)
-    return result.student
+    return method_of(kind)(student, getattr(between, kind), context).student
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

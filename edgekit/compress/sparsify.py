@@ -83,8 +83,8 @@ def sparsify(student: Student, options: SparsifyOptions, *, progress: float = 1.
     """
     module = copy.deepcopy(student.module)
     chosen = selected_parameters(module, exclude=options.exclude, include=options.include, step="sparsify")
-    if options.pattern is not None:
-        kept, group = map(int, options.pattern.split(":"))
+    if options.kept_of is not None:
+        kept, group = options.kept_of
         kept_now = group - round(cubic_sparsity(group - kept, progress))
         masks = _pattern_masks(chosen, kept=kept_now, group=group)
     else:

@@ -7,7 +7,7 @@ finds it (`METHODS`), measures before and after, and writes the lineage; it know
 from __future__ import annotations
 
 import copy
-import importlib
+import pkgutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,7 +96,7 @@ def run_step(
     context = StepContext(
         teacher=reference, workload=workload, seed=seed, work_dir=work_dir, base=base, on_progress=on_progress
     )
-    result: StepResult = _method(step.kind)(student, step.options, context)
+    result: StepResult = method_of(step.kind)(student, step.options, context)
     if result.student.module is not student.module and result.student.trained is student.trained:
         result = replace(result, student=replace(result.student, trained={}))  # they were of other weights
     after = measure_effect(result.student.module, reference, judged=result.judged)
@@ -112,9 +112,10 @@ def run_step(
     return replace(result.student, lineage=(*student.lineage, done))
 
 
-def _method(kind: str) -> Any:
-    home, name = METHODS[kind].split(":")
-    return getattr(importlib.import_module(home), name)
+def method_of(kind: str) -> Callable[[Student, Any, StepContext], StepResult]:
+    """The function of a step's key in a recipe."""
+    method: Callable[[Student, Any, StepContext], StepResult] = pkgutil.resolve_name(METHODS[kind])
+    return method
 
 
 def _known_effect(student: Student) -> Effect | None:

@@ -6,7 +6,7 @@ are replayed on a fresh copy of the workload's (`replay`).
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -117,6 +117,5 @@ def replay(module: nn.Module, edits: Sequence[Edit], example_inputs: Sequence[Te
 
     module = copy.deepcopy(module).eval()
     for kind, same in groupby(edits, key=lambda edit: edit.kind):
-        home, name = _REPLAYS[kind].split(":")
-        module = getattr(importlib.import_module(home), name)(module, tuple(same), example_inputs)
+        module = pkgutil.resolve_name(_REPLAYS[kind])(module, tuple(same), example_inputs)
     return module

@@ -51,10 +51,18 @@ class SparsifyOptions(TrainOptions):
         return self
 
     @property
+    def kept_of(self) -> tuple[int, int] | None:
+        """How many weights of how many stay, by the pattern; None without one."""
+        if self.pattern is None:
+            return None
+        kept, group = map(int, self.pattern.split(":"))
+        return kept, group
+
+    @property
     def target(self) -> float:
         """The share of zeros asked for, 0 to 1."""
-        if self.pattern is not None:
-            kept, group = map(int, self.pattern.split(":"))
+        if self.kept_of is not None:
+            kept, group = self.kept_of
             return 1 - kept / group
         return 0.8 if self.sparsity is None else self.sparsity
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -187,9 +188,7 @@ def _constant_value(node: Any, module: Any, known: dict[Any, Any]) -> Any:
         return known[node]
     value: Any = None
     if node.op == "get_attr":
-        value = module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
+        value = operator.attrgetter(node.target)(module)
     elif node.op == "call_function":
         sources = {source: _constant_value(source, module, known) for source in node.all_input_nodes}
         if sources and all(source is not None for source in sources.values()):

@@ -7,6 +7,7 @@ stand the observers of its activations and of its weight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +53,7 @@ def _observer(module: GraphModule, node: Any) -> Any:
 def _constant(module: GraphModule, node: Any) -> torch.Tensor | None:
     if not (isinstance(node, Node) and node.op == "get_attr"):
         return None
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
+    value = attrgetter(str(node.target))(module)
     return value.detach() if isinstance(value, torch.Tensor) else None
 
 

@@ -12,6 +12,7 @@ XNNPACK quantizes its bias by the scale of one input, so that each application n
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,7 +87,4 @@ def _is_tied(graph: GraphModule, weight: Any) -> bool:
 def _attribute(graph: GraphModule, node: Any) -> Any:
     if getattr(node, "op", None) != "get_attr":
         return None
-    value: Any = graph
-    for part in str(node.target).split("."):
-        value = getattr(value, part, None)
-    return value
+    return attrgetter(node.target)(graph)

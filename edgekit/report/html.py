@@ -71,8 +71,11 @@ def render_page(report: Report, plotly_source: str) -> str:
 
 
 def render_chart_page(template: str, program: str, data: Any, **context: Any) -> str:
-    """Another page made as the report is: `template` and `program` are file names here, `data` what it draws."""
-    library, source = _script(_plotly_source()), _script(_template_text(program))
+    """Another page made as the report is: `template` and `program` are file names here, `data` what it draws.
+
+    The program calls `chart` of chart.js, which is put before it.
+    """
+    library, source = _script(_plotly_source()), _script(_template_text("chart.js") + _template_text(program))
     page = _environment().get_template(template)
     return page.render(
         policy=_policy(library, source),

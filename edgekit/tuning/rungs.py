@@ -23,6 +23,7 @@ from edgekit.training.fitting import weights_digest
 
 if TYPE_CHECKING:
     from edgekit.compress.effects import TeacherReference
+    from edgekit.recipe import Step
     from edgekit.training.fitting import TrainProgress
     from edgekit.tuning.data import TuneData
     from edgekit.tuning.options import TuneOptions
@@ -217,25 +218,32 @@ def _no_float_to_mend(state: State) -> str | None:
     return None
 
 
-def _distill(state: State, setting: Setting, work: Path, out: Path) -> None:
-    """The float student fine-tuned to the teacher's answers, without a label, then converted as the best was."""
+def _trained(state: State, setting: Setting, step: Step, what: str, work: Path, out: Path) -> Student:
+    """The setting's student after a training step on the data a climb may see, kept in `out`."""
     from edgekit.compress.steps import run_step
     from edgekit.compress.storage import save_student
+
+    student = run_step(
+        setting.student,
+        state.teacher,
+        step,
+        state.data.visible,
+        seed=state.options.seed,
+        work_dir=work / "training",
+        on_progress=state.on_training(what),
+    )
+    save_student(student, out / STUDENT)
+    return student
+
+
+def _distill(state: State, setting: Setting, work: Path, out: Path) -> None:
+    """The float student fine-tuned to the teacher's answers, without a label, then converted as the best was."""
     from edgekit.recipe import DistillOptions, Step
 
     options = DistillOptions(
         epochs=state.options.epochs, batch_size=state.options.batch_size, weight=1.0, learning_rate=1e-3
     )
-    student = run_step(
-        setting.student,
-        state.teacher,
-        Step(distill=options),
-        state.data.visible,
-        seed=state.options.seed,
-        work_dir=work / "training",
-        on_progress=state.on_training("distillation"),
-    )
-    save_student(student, out / STUDENT)
+    student = _trained(state, setting, Step(distill=options), "distillation", work, out)
     convert(state, replace(setting, student=student), work, out)
 
 
@@ -250,22 +258,11 @@ def _no_training(state: State) -> str | None:
 def _qat(state: State, setting: Setting, work: Path, out: Path) -> None:
     """The student trained with the backend's rounding, towards the teacher and the labels."""
     from edgekit.compress.qat_options import QatOptions
-    from edgekit.compress.steps import run_step
-    from edgekit.compress.storage import save_student
     from edgekit.recipe import Step
 
     backend = backend_trained_for(state.options.backend)
     options = QatOptions(backends=(str(backend),), epochs=state.options.epochs, batch_size=state.options.batch_size)
-    student = run_step(
-        setting.student,
-        state.teacher,
-        Step(qat=options),
-        state.data.visible,
-        seed=state.options.seed,
-        work_dir=work / "training",
-        on_progress=state.on_training("quantization-aware training"),
-    )
-    save_student(student, out / STUDENT)
+    student = _trained(state, setting, Step(qat=options), "quantization-aware training", work, out)
     plain = QuantizationOptions(io_dtype=setting.quantization.io_dtype)  # ranges and biases are those of training
     convert(state, replace(setting, student=student, quantization=plain), work, out)
 

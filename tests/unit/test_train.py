@@ -97,17 +97,22 @@ fit(net(), CrossEntropy(), digits(), OPTIONS, seed=1, work_dir=Path({work!r}), a
 """
 
 
-def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    """After SIGKILL in the middle of an epoch the next process ends with the weights of an undisturbed run."""
-    whole = fit(net(), CrossEntropy(), digits(), OPTIONS, seed=1, work_dir=tmp_path / "a", augment=noise)
-    code = CHILD.format(folder=str(Path(__file__).parent), work=str(tmp_path / "b"), slow_from=26)
+def ended_at(step: int, number: signal.Signals, work: Path) -> int:
+    """The status of a process that trains in `work` and is sent a signal at this step."""
+    code = CHILD.format(folder=str(Path(__file__).parent), work=str(work), slow_from=step - 1)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
-            if int(line) == 27:
-                child.kill()
+            if int(line) == step:
+                child.send_signal(number)
                 break
-    assert child.returncode == -signal.SIGKILL
+    return child.returncode
+
+
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """After SIGKILL in the middle of an epoch the next process ends with the weights of an undisturbed run."""
+    whole = fit(net(), CrossEntropy(), digits(), OPTIONS, seed=1, work_dir=tmp_path / "a", augment=noise)
+    assert ended_at(27, signal.SIGKILL, tmp_path / "b") == -signal.SIGKILL
     resumed = fit(net(), CrossEntropy(), digits(), OPTIONS, seed=1, work_dir=tmp_path / "b", augment=noise)
     assert 20 < resumed.resumed_from < 40
     assert weights_digest(resumed.module) == weights_digest(whole.module)
@@ -115,14 +120,7 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_a_terminated_process_ends_by_its_signal(tmp_path: Path) -> None:
     """SIGTERM in training ends the process as it ends any other, and never with the status of success."""
-    code = CHILD.format(folder=str(Path(__file__).parent), work=str(tmp_path), slow_from=5)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if int(line) == 6:
-                child.terminate()
-                break
-    assert child.returncode == -signal.SIGTERM
+    assert ended_at(6, signal.SIGTERM, tmp_path) == -signal.SIGTERM
 
 
 def test_a_finished_run_trains_no_more(tmp_path: Path) -> None:
