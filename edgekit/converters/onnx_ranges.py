@@ -90,7 +90,7 @@ def _take_in(found: Observed, mask: _MaskFinder, name: str, array: np.ndarray, i
     if max(-low, high) >= _MASK:
         mask.update(array)
     if index is None:
-        found.observers[name].widen(array)
+        found.observers[name].widen(np.array([low, high]))
     else:
         found.observers[name].update(array, index)
 

@@ -390,6 +390,7 @@ class _Search:
         self._how: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "percentile": percentile}
         self._fixed = fixed
         self._found: dict[tuple[str, RangeRule, int | None], Range] = {}
+        self._scores: dict[tuple[tuple[RangeRule, ...], int | None, float], float] = {}
         folds = max((len(observer.parts) for observer in observers.values()), default=1)
         self._folds: tuple[int | None, ...] = tuple(range(folds)) if folds > 1 else (None,)
 
@@ -410,7 +411,14 @@ class _Search:
 
     def judged(self, rules: Mapping[str, RangeRule], stretch: float = 1.0) -> tuple[float, ...]:
         """The score on each fold of ranges found on the others."""
-        return tuple(self._score(self.ranges(rules, fold, stretch), fold) for fold in self._folds)
+        return tuple(self._scored(rules, fold, stretch) for fold in self._folds)
+
+    def _scored(self, rules: Mapping[str, RangeRule], fold: int | None, stretch: float) -> float:
+        """The score on a fold, or on all judging samples, of ranges found without it; asked for once."""
+        key = tuple(rules[name] for name in self._observers), fold, stretch
+        if key not in self._scores:
+            self._scores[key] = self._score(self.ranges(rules, fold, stretch), fold)
+        return self._scores[key]
 
     def draws(self, rules: dict[str, RangeRule]) -> list[_Draw]:
         """The ranges by these rules, as they are and a little wider."""
@@ -418,7 +426,7 @@ class _Search:
             _Draw(
                 rules=rules,
                 stretch=stretch,
-                score=self._score(self.ranges(rules, None, stretch), None),
+                score=self._scored(rules, None, stretch),
                 crossed=_mean(self.judged(rules, stretch)),
             )
             for stretch in (1.0, *_STRETCHES)

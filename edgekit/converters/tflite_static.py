@@ -74,7 +74,8 @@ class StaticSearch:
         self._threads = threads
         self._bits = 16 if recipe.scheme is Scheme.STATIC_W8A16 else 8
         self._judging = judging_samples(len(samples), MAX_SCORED)
-        self._expected: dict[int | None, list[list[np.ndarray]]] = {}
+        self._expected: dict[int, list[np.ndarray]] = {}
+        """What the float file answers for each judging sample, by its position."""
         self._reasons = {
             name: "kept in float by a rule" for name, action in recipe.exceptions.items() if action is RuleAction.FLOAT
         }
@@ -120,10 +121,13 @@ class StaticSearch:
 
     def _score(self, ranges: Mapping[str, Range], fold: int | None = None) -> float:
         judging = [i for one in self._judging for i in one] if fold is None else self._judging[fold]
+        if not self._expected:
+            everything = [i for one in self._judging for i in one]
+            found = answers(self._content, [self._samples[index] for index in everything], self._threads)
+            self._expected = dict(zip(everything, found, strict=True))
         scored = [self._samples[index] for index in judging]
-        if fold not in self._expected:
-            self._expected[fold] = answers(self._content, scored, self._threads)
-        return worst_sqnr_db(self._expected[fold], answers(self._built(ranges), scored, self._threads))
+        expected = [self._expected[index] for index in judging]
+        return worst_sqnr_db(expected, answers(self._built(ranges), scored, self._threads))
 
     def _built(self, ranges: Mapping[str, Range]) -> bytes:
         """The file; ops the runtime refuses in integers are left in float, one after the other."""
