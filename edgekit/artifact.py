@@ -281,7 +281,7 @@ class CalibrationFacts(Record):
     rules: tuple[NodeRule, ...] = ()
     """Exceptions that were asked for and applied."""
     compared: dict[str, float] = Field(default_factory=dict)
-    """Each way tried, and the SQNR in dB it gave on calibration inputs; the best one was used."""
+    """Each way tried, and the SQNR in dB it gave on calibration inputs; `chosen` is of the one that was used."""
     per_tensor: dict[str, int] = Field(default_factory=dict)
     """How many tensors took each rule."""
 
