@@ -41,7 +41,7 @@ def network() -> torch.nn.Module:
 @pytest.mark.parametrize("target", FORMATS)
 @pytest.mark.parametrize("scheme", ["fp32", "static_w8a8"])
 def test_an_artifact_comes_back_bit_for_bit(network: torch.nn.Module, target: str, scheme: str, tmp_path: Path) -> None:
-    """By the command line's function and by the file that runs on a board; the model that comes out answers the same."""
+    """By the command line's function and by the file that runs on a board; what comes out answers the same."""
     samples = [(torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(i)),) for i in range(16)]
     (artifact,) = edgekit.convert(
         network, samples[0], targets=[target], scheme=scheme, output_dir=tmp_path / "made",
