@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-__all__ = ["CifarResNet", "Split", "cifar_split", "jittered", "pretrained_resnet56"]
+__all__ = ["CifarResNet", "Split", "cifar_split", "jittered", "pretrained_resnet56", "shifted"]
 
 
 class CifarBlock(nn.Module):
@@ -89,3 +89,11 @@ def jittered(images: Tensor) -> Tensor:
     mirrored = torch.rand(len(images)) < 0.5
     shifted = torch.where(mirrored[:, None, None, None], shifted.flip(3), shifted)
     return shifted.contiguous(memory_format=torch.channels_last)
+
+
+def shifted(images: Tensor) -> Tensor:
+    """Shifted by up to 2 pixels, one shift a batch; the border's value comes in (digits must not be mirrored)."""
+    padded = functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    down, right = (int(v) for v in torch.randint(0, 5, (2,)))
+    moved = padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
+    return moved.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """Self-supervised pretraining where labels are few: 100 of MNIST-5k's 4,000 training images have one.
 
 Both arms start from the same weights and get the same supervised steps, augmentations and label draw. Learning rates
-and augmentations were chosen on seed 0, which is not among those reported.
+(each arm its own: from scratch the best of 0.005 to 0.2, fine-tuned of 0.0005 to 0.05), augmentations and SimCLR's
+options were chosen on seed 0, which is not among those reported, and on training images, which are not those judged by.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from edgekit.train import CrossEntropy, evaluate_outputs, fit, top1_accuracy, we
 from edgekit.workload import Workload
 
 TITLE = "Self-supervised pretraining, 100 labels"
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 LABELS = 100
-EPOCHS = 20
+EPOCHS = 60
 SUPERVISED = {"epochs": 100, "batch_size": 20, "threads": 1, "logger": "none", "accelerator": "cpu"}
-SCRATCH_RATE, FINETUNE_RATE = 1e-2, 2e-3
+SCRATCH_RATE, FINETUNE_RATE = 0.2, 0.02
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t, two-sided 95 %, by the number of seeds."""
 
@@ -95,6 +96,8 @@ def pretrained(cache: Path, seed: int, data: Workload) -> tuple[nn.Module, int]:
     options = PretrainOptions(
         method="simclr",
         epochs=EPOCHS,
+        learning_rate=5e-3,
+        temperature=0.5,
         threads=1,
         logger="none",
         accelerator="cpu",
