@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,6 +13,8 @@ from edgekit.benchmarks.devices.base import Deadline
 from edgekit.errors import DeviceTimeout
 
 __all__ = ["LoopThread"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -66,6 +69,8 @@ class LoopThread:
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     """Run `loop` until it is stopped, then end what is left in it."""
     asyncio.set_event_loop(loop)
+    # Requests that were under way when a transfer failed fail as well; the transfer has told its caller.
+    loop.set_exception_handler(lambda _, context: log.debug("%s", context.get("exception") or context.get("message")))
     try:
         loop.run_forever()
         left = asyncio.all_tasks(loop)

@@ -248,7 +248,8 @@ class SshTransport:
 
     async def _is_full(self, destination: PurePosixPath) -> bool:
         """Whether the file system of `destination`, a file that could not be finished, takes no more."""
-        reply = await self._shell(f"printf %65536s x >> {quote(str(destination))}; :")
+        # through cat, which says why: a shell's own printf says only "I/O error"
+        reply = await self._shell(f"printf %65536s x | cat >> {quote(str(destination))}; :")
         return _NO_SPACE.search(reply.stderr) is not None
 
     async def _sweep(self, sftp: asyncssh.SFTPClient, keep: PurePosixPath | None = None) -> None:
@@ -267,7 +268,7 @@ class SshTransport:
     async def _receive(self, source: PurePosixPath, destination: Path, max_bytes: int) -> None:
         sftp = await self._files()
         copied = 0
-        with destination.open("xb") as writer, self._sftp_errors(f"fetching {source}", f"cannot read {source}"):
+        with destination.open("wb") as writer, self._sftp_errors(f"fetching {source}", f"cannot read {source}"):
             async with sftp.open(str(source), "rb", encoding=None) as reader:
                 while chunk := cast(bytes, await reader.read(min(_CHUNK, max_bytes - copied + 1))):
                     copied += len(chunk)
