@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from edgekit.benchmarks.devices.base import Deadline, Device
 from edgekit.benchmarks.devices.lock import device_lock
 from edgekit.benchmarks.values import DeviceInfo, DeviceStatus
-from edgekit.errors import EdgekitError, UserError
+from edgekit.errors import DeviceError, EdgekitError, UserError
 from edgekit.plugins import Registry
 
 __all__ = ["DEVICES", "device_lock", "list_devices", "open_device"]
@@ -47,8 +47,18 @@ def list_devices(probe: bool = True, named: Sequence[str] = ()) -> tuple[DeviceS
     behind ssh are only listed by name: none is connected to uninvited.
     """
     if named:
-        return tuple(_probed(open_device(spec)) for spec in named)
+        return tuple(_named(spec, probe) for spec in named)
     return (_local_status(probe), *_adb_statuses(probe), _board_status())
+
+
+def _named(spec: str, probe: bool) -> DeviceStatus:
+    """What `spec` names, connected to; its facts only with `probe`. Raises UserError for what names no device."""
+    try:
+        device = open_device(spec)
+    except DeviceError as e:
+        return _unusable(spec, "unusable", e)
+    status = _probed(device)
+    return status if probe else status.model_copy(update={"info": None})
 
 
 def _unusable(spec: str, state: str, error: EdgekitError) -> DeviceStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from edgekit.benchmarks.devices.transport import LinkDown
 from edgekit.errors import DeviceUnauthorized, DeviceUnusable, EdgekitError, UserError
 
 __all__ = ["Connection", "connect"]
+
+log = logging.getLogger(__name__)
 
 _Options: TypeAlias = asyncssh.SSHClientConnectionOptions
 
@@ -137,11 +140,17 @@ async def _connect(
 def _options(target: SshTarget) -> _Options:
     """The user's configuration for this host; keys and agent only, and nothing that opens the user's own side."""
     try:
-        return asyncssh.SSHClientConnectionOptions(
-            config=[str(path) for path in config_files()],
-            host=target.host,
-            port=target.port if target.port is not None else (),
-            username=target.user if target.user is not None else (),
+        config = [str(path) for path in config_files()]
+        named = {
+            "host": target.host,
+            "port": target.port if target.port is not None else (),
+            "username": target.user if target.user is not None else (),
+        }
+        asked = _Options(config=config, client_keys=None, **named).config.get("IdentityFile")
+        return _Options(
+            config=config,
+            client_keys=() if asked is None else _those_there(target, cast("list[str]", asked)),
+            ignore_encrypted=True,
             password_auth=False,
             kbdint_auth=False,
             host_based_auth=False,
@@ -154,6 +163,7 @@ def _options(target: SshTarget) -> _Options:
             keepalive_interval=_KEEPALIVE_SECONDS,
             keepalive_count_max=_KEEPALIVE_COUNT,
             connect_timeout=None,
+            **named,
         )
     except EdgekitError:
         raise
@@ -162,6 +172,14 @@ def _options(target: SshTarget) -> _Options:
             f"{target.spec}: the ssh configuration for it cannot be used: {e}",
             hint="see whether `ssh` itself takes it; EDGEKIT_SSH_CONFIG names another file than ~/.ssh/config",
         ) from e
+
+
+def _those_there(target: SshTarget, identities: list[str]) -> list[str]:
+    """The key files that exist; of the others it is said that they do not, as `ssh` does."""
+    for name in identities:
+        if not Path(name).expanduser().exists():
+            log.warning("%s: no such identity: %s", target.spec, name)
+    return [name for name in identities if Path(name).expanduser().exists()]
 
 
 def _trust(target: SshTarget, options: _Options, accepted: str | None) -> HostTrust:
