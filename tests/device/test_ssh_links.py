@@ -265,6 +265,21 @@ def test_a_session_that_is_killed_on_the_device_is_a_lost_link(far: SshDevice) -
     assert far.probe(_soon()).abi
 
 
+def test_a_file_session_that_ends_alone_is_begun_again(far: SshDevice, tmp_path: Path) -> None:
+    """The device's sftp-server dies, the connection lives: the next transfer begins a new one."""
+    path = far.root / "jobs" / "x"
+    far.write(path, b"before", _soon())
+    # the one that serves this connection: a sibling of the command's session below the same sshd
+    script = (
+        "p=$PPID; while [ $p -gt 1 ]; do case $(cat /proc/$p/comm) in sshd*) "
+        'pkill -9 -P $p sftp-server && echo killed; exit;; esac; p=$(cut -d" " -f4 /proc/$p/stat); done'
+    )
+    assert far.run(["sh", "-c", script], _soon()).stdout == "killed\n"
+    far.write(path, b"after", _soon())
+    far.pull(path, tmp_path / "got", _soon(), max_bytes=10)
+    assert (tmp_path / "got").read_bytes() == b"after"
+
+
 def test_a_server_that_is_away_for_a_while_is_waited_for(far: SshDevice, sshd: Sshd, proxy: Proxy) -> None:
     """The board restarts its sshd: idempotent calls go on when it is back."""
     sshd.stop()

@@ -66,6 +66,14 @@ class LoopThread:
             return self._loop
 
 
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """False of what asyncio says for every packet written to a lost connection; each call tells its caller once."""
+    return not (record.threadName or "").startswith("ssh:") or "socket.send() raised" not in record.getMessage()
+
+
+logging.getLogger("asyncio").addFilter(_is_worth_saying)
+
+
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     """Run `loop` until it is stopped, then end what is left in it."""
     asyncio.set_event_loop(loop)

@@ -88,9 +88,8 @@ class SshTransport:
         self._accepted = accepted
         self._loop = LoopThread(target.spec)
         self._connection: Connection | None = None
-        self._sftp: asyncssh.SFTPClient | None = None
-        self._connecting = asyncio.Lock()
-        self._sessions = asyncio.Semaphore(_SESSIONS)
+        self._sftp: tuple[Connection, asyncssh.SFTPClient] | None = None
+        self._new_locks()
         self._litter: set[PurePosixPath] = set()
 
     @property
@@ -110,7 +109,7 @@ class SshTransport:
             self._loop.call(self._disconnect, Deadline.after(_CLOSE_SECONDS))
         self._connection = self._sftp = None
         self._loop.close()
-        self._connecting, self._sessions = asyncio.Lock(), asyncio.Semaphore(_SESSIONS)  # the old ones are that loop's
+        self._new_locks()
 
     def recover(self, deadline: Deadline) -> None:
         until = deadline.within(_RECOVERY_SECONDS)
@@ -140,6 +139,11 @@ class SshTransport:
             self._loop.call(lambda: self._receive(source, destination, max_bytes), deadline)
         except OSError as e:
             raise HostError(f"cannot write {destination}: {e.strerror or e}") from e
+
+    def _new_locks(self) -> None:
+        """Locks belong to one loop: new ones for the next."""
+        self._connecting, self._starting_sftp = asyncio.Lock(), asyncio.Lock()
+        self._sessions = asyncio.Semaphore(_SESSIONS)
 
     @property
     def _hint(self) -> str:
@@ -207,12 +211,12 @@ class SshTransport:
         return Reply(returncode=status, stdout=out.partition(mark)[2], stderr=err.partition(mark)[2])
 
     async def _files(self) -> asyncssh.SFTPClient:
-        """The connection's SFTP session, begun on first use."""
+        """The connection's SFTP session, begun on first use and after it ended."""
         connection = self._live()
-        async with self._connecting:
-            if self._sftp is None:
+        async with self._starting_sftp:
+            if self._sftp is None or self._sftp[0] is not connection:
                 try:
-                    self._sftp = await connection.ssh.start_sftp_client()
+                    self._sftp = (connection, await connection.ssh.start_sftp_client())
                 except (asyncssh.Error, OSError) as e:
                     if connection.is_lost:
                         raise LinkDown(f"the link broke ({e})", device=self.name, hint=self._hint) from e
@@ -221,7 +225,7 @@ class SshTransport:
                         device=self.name,
                         hint="install `openssh-sftp-server` there; a `~/.bashrc` that prints something breaks it, too",
                     ) from e
-            return self._sftp
+            return self._sftp[1]
 
     async def _send(self, source: Path, destination: PurePosixPath) -> None:
         sftp = await self._files()
@@ -284,6 +288,7 @@ class SshTransport:
             yield
         except asyncssh.SFTPError as e:
             if isinstance(e, _LOST_SFTP) or self._connection is None or self._connection.is_lost:
+                self._sftp = None
                 raise DeviceLost(f"{doing} broke off ({e})", device=self.name, hint=self._hint) from e
             raise DeviceError(f"{refused}: {e.reason}", device=self.name) from e
         except (asyncssh.Error, ConnectionError) as e:
