@@ -410,15 +410,11 @@ def test_a_device_without_an_identity_has_its_host_keys(
         assert device.probe(_soon()).serial == f"ssh-{fingerprint(sshd.host_key)}"
 
 
-def test_the_folder_is_below_the_home(client: ClientFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_below_the_home(sshd: Sshd, client: ClientFiles) -> None:
     """Without a root of its own the device uses the account's cache folder, and knows it once it is connected."""
-    asked: list[str] = []
-    device = open_device("ssh:testboard")
-    assert isinstance(device, SshDevice)
-    monkeypatch.setattr(device, "_query", lambda body, deadline: asked.append(body) or "/home/pi")
-    with device:
-        assert device.root == PurePosixPath("/home/pi/.cache/edgekit/devices/ssh")
-    assert len(asked) == 2  # where the home is, and the folders; nothing was made in the home of who runs this
+    with open_device("ssh:testboard") as device:
+        assert device.root == PurePosixPath(sshd.folder) / ".cache/edgekit/devices/ssh"
+        assert device.run(["ls", str(device.root)], _soon()).stdout.split() == ["cas", "jobs", "site"]
 
 
 def test_the_configuration_that_is_named_has_to_be_there(client: ClientFiles, monkeypatch: pytest.MonkeyPatch) -> None:

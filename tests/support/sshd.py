@@ -91,8 +91,9 @@ class Sshd:
             f"AuthorizedKeysFile {self.authorized}\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n"
             f"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\n"
             f"Subsystem sftp {sftp}\n"
-            # bash reads ~/.bashrc for sshd, but not when it is told that it is no first shell: that is the user's file
-            "SetEnv SHLVL=2\n"
+            # The home of whoever runs the tests stays as it is; and bash reads ~/.bashrc for sshd (it asks the user
+            # database where that is), but not when it is told that it is no first shell.
+            f"SetEnv SHLVL=2 HOME={self.folder}\n"
         )
         sshd = _sshd()
         assert sshd is not None
