@@ -29,6 +29,8 @@ __all__ = [
     "EdgekitError",
     "ExportError",
     "HostError",
+    "HostKeyChanged",
+    "HostKeyUnknown",
     "IntegrityError",
     "Interrupted",
     "InvalidResultError",
@@ -229,9 +231,21 @@ class DeviceUnusable(DeviceError):
 
 
 class DeviceUnauthorized(DeviceUnusable):
-    """adb is not allowed to talk to this device yet."""
+    """The device does not let this computer in yet: adb's dialog was not accepted, or no ssh key."""
 
     code = "DEVICE_UNAUTHORIZED"
+
+
+class HostKeyUnknown(DeviceUnusable):
+    """An ssh host whose key nobody has confirmed; the message has its fingerprint."""
+
+    code = "HOST_KEY_UNKNOWN"
+
+
+class HostKeyChanged(DeviceUnusable):
+    """An ssh host that shows another key than the known one; never gone on with."""
+
+    code = "HOST_KEY_CHANGED"
 
 
 class DeviceBusy(DeviceError):

@@ -2,7 +2,8 @@
 # Install the Debian/Ubuntu packages that the demo and the tests use, when root and when apt is there.
 #
 #   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
-#   scripts/install_system_packages.sh --test   also a browser for the report's tests, and other shells for the device scripts
+#   scripts/install_system_packages.sh --test   also a browser for the report's tests, other shells for the device scripts,
+#                                               and sshd (the tests start their own; no server is started by installing it)
 #
 # edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
 # uses other data and leaves the board out, and the tests that need them are skipped with a reason.
@@ -10,7 +11,7 @@ set -euo pipefail
 
 packages=(mmdebstrap iproute2 debian-archive-keyring dataset-fashion-mnist)
 if [[ ${1:-} == --test ]]; then
-  packages+=(chromium mksh busybox)
+  packages+=(chromium mksh busybox openssh-server)
 fi
 
 missing=()
@@ -36,6 +37,13 @@ fi
 echo "installing system packages: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null || echo "apt-get update failed; going on with the lists that are there"
+# Debian starts what it installs: no sshd may listen on a machine because edgekit was tested there.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy && -d ${policy%/*} ]]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+fi
 for package in "${missing[@]}"; do
   # one by one, so that a package this release lacks does not take the others with it
   apt-get install -y -q --no-install-recommends "$package" >/dev/null ||

@@ -1,4 +1,4 @@
-"""Devices for tests: this host in a folder of its own, and one virtual board for the whole session."""
+"""Devices for tests: this host in a folder of its own, a private sshd, and one virtual board for the whole session."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from support.sshd import Sshd, sshd_unavailable_reason
 from xdist.scheduler import LoadScopeScheduling
 
 from edgekit.benchmarks.devices.board import BoardDevice, board_unavailable_reason
 from edgekit.benchmarks.devices.local import LocalDevice
+from edgekit.benchmarks.devices.posix import PosixDevice
 
 DEVICE_FILES = (
     *("tests/device", "tests/contract/test_device", "tests/contract/test_runtime", "tests/integration/test_benchmark"),
@@ -46,6 +48,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 def local_device(tmp_path: Path) -> Iterator[LocalDevice]:
     """`local`, its files below the test's own folder."""
     with LocalDevice(root=tmp_path / "device") as device:
+        yield device
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real sshd of this session's own. Absent is a skip, or a failure in CI."""
+    reason = sshd_unavailable_reason()
+    if reason:
+        if os.environ.get("EDGEKIT_REQUIRE_SSHD") == "1":
+            pytest.fail(f"EDGEKIT_REQUIRE_SSHD=1, and no sshd: {reason}")
+        pytest.skip(f"no sshd: {reason}")
+    with Sshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def ssh_device(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PosixDevice]:
+    """This host behind the private sshd, its files below the test's own folder."""
+    from edgekit.benchmarks.devices.ssh import SshDevice, SshTransport, parse_target
+
+    for name, value in sshd.client(tmp_path / "client").environment().items():
+        monkeypatch.setenv(name, value)
+    root = PurePosixPath(tmp_path / "device")
+    with SshDevice(SshTransport(parse_target("testboard")), root=root) as device:
         yield device
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.cli.app import app, fail
+from edgekit.cli.devices import AcceptHostKey, accept
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: edgekit benchmark artifacts/*.tflite --device adb:R5CT1234567 --threads 2")
 def benchmark(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders or model files.")],
-    device: Annotated[str, typer.Option("--device", "-d", help="local, adb[:SERIAL], board:amd64.")] = "local",
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="local, adb[:SERIAL], ssh:HOST, board:amd64.")
+    ] = "local",
+    accept_host_key: AcceptHostKey = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     delegate: Annotated[str, typer.Option(help="default, xnnpack or none.")] = "default",
     min_samples: Annotated[int, typer.Option(min=1, help="At least this many inferences.")] = 200,
@@ -39,6 +43,7 @@ def benchmark(
     from edgekit.benchmarks.values import Plan
     from edgekit.schema import validated
 
+    accept([device], accept_host_key)
     plan = validated(
         Plan,
         "the plan",

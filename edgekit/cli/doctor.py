@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from edgekit.cli.app import app
+from edgekit.cli.devices import AcceptHostKey, accept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +33,11 @@ def doctor(
         Path | None, typer.Argument(help="An artifact: will it load on the device? Without it, this host is looked at.")
     ] = None,
     device: Annotated[str, typer.Option("--device", "-d", help="The device asked about.")] = "local",
+    accept_host_key: AcceptHostKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> int:
     """Say what is missing on this host; or whether an artifact will load on a device, before anything is pushed."""
+    accept([device], accept_host_key)
     if artifact is not None:
         return _examine(artifact, device, as_json=as_json)
     findings = [_python(), *_toolkits(), _adb(), _board(), *_devices()]

@@ -1,4 +1,4 @@
-"""The contract every device keeps (edgekit/benchmarks/devices/base.py), on this host and on a real adbd."""
+"""The contract every device keeps (edgekit/benchmarks/devices/base.py): this host, a real sshd, a real adbd."""
 
 from __future__ import annotations
 
@@ -67,9 +67,11 @@ def _new_job() -> str:
     return f"{secrets.token_hex(8)}.1"
 
 
-@pytest.fixture(params=["local", pytest.param("board", marks=[pytest.mark.needs_root, pytest.mark.board])])
+@pytest.fixture(
+    params=["local_device", "ssh_device", pytest.param("board", marks=[pytest.mark.needs_root, pytest.mark.board])]
+)
 def device(request: pytest.FixtureRequest) -> PosixDevice:
-    chosen: PosixDevice = request.getfixturevalue("local_device" if request.param == "local" else "board")
+    chosen: PosixDevice = request.getfixturevalue(request.param)
     return chosen
 
 

@@ -55,6 +55,12 @@ def test_an_emulator_says_so() -> None:
     assert info.emulation
 
 
+def test_boards_with_copied_cards_are_two_devices() -> None:
+    """A board's own serial number goes before the machine id, which a copied SD card shares; zeros are no number."""
+    for serial, expected in (("10000000abcdef01", "10000000abcdef01"), ("0000000000000000", "m"), ("", "m")):
+        assert device_info(f"dt_serial={serial}\nmachine_id=m\n", spec="ssh:pi", kind="ssh").serial == expected
+
+
 def test_absent_facts_are_none() -> None:
     """Nothing said is nothing known; the serial falls back to what the user typed."""
     info = device_info("", spec="adb:x", kind="adb")

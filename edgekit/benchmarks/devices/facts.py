@@ -43,6 +43,7 @@ for c in /sys/devices/system/cpu/cpu[0-9]*; do
   first "governor.$n" "$c/cpufreq/scaling_governor"
 done
 [ -r /proc/device-tree/model ] && say dt_model "$(tr -d '\000' < /proc/device-tree/model)"
+[ -r /proc/device-tree/serial-number ] && say dt_serial "$(tr -d '\000' < /proc/device-tree/serial-number)"
 if command -v getprop >/dev/null 2>&1; then
   for p in ro.serialno ro.product.manufacturer ro.product.model ro.soc.model ro.soc.manufacturer ro.board.platform \
       ro.build.version.release ro.build.version.sdk ro.boot.qemu; do say "prop.$p" "$(getprop $p)"; done
@@ -105,7 +106,7 @@ def device_info(text: str, *, spec: str, kind: str) -> DeviceInfo:
     return DeviceInfo(
         spec=spec,
         kind=kind,
-        serial=facts.one("prop.ro.serialno") or facts.one("machine_id") or spec,
+        serial=facts.one("prop.ro.serialno") or _board_serial(facts) or facts.one("machine_id") or spec,
         model=" ".join(p for p in (maker, model) if p) or facts.one("dt_model") or facts.one("product"),
         soc=facts.one("prop.ro.soc.model") or facts.one("prop.ro.board.platform") or cpuinfo.get("Hardware"),
         cpu_model=cpuinfo.get("model name") or cpuinfo.get("Model"),
@@ -132,6 +133,12 @@ def _cpuinfo(lines: list[str]) -> dict[str, str]:
         key, _, value = line.partition(":")
         found.setdefault(key.strip(), value.strip())
     return {k: v if k in ("flags", "Features") else v[:_MAX_VALUE] for k, v in found.items()}
+
+
+def _board_serial(facts: _Facts) -> str | None:
+    """The board's own number. Cards copied from one image share a machine id; boards do not share this."""
+    serial = facts.one("dt_serial") or ""
+    return serial if serial.strip("0") else None  # some boards have zeros for it
 
 
 def _python(said: str | None) -> str | None:

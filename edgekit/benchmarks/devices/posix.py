@@ -89,12 +89,16 @@ class PosixDevice:
         deadline = Deadline.after(_CONNECT_SECONDS)
         self._transport.open(deadline)
         try:
+            self._settle(deadline)
             folders = " ".join(quote(str(self._root / name)) for name in ("cas", "jobs", "site"))
             self._query(f"mkdir -p {folders}", deadline)
         except BaseException:
             self._transport.close()
             raise
         return self
+
+    def _settle(self, deadline: Deadline) -> None:
+        """What a kind of device has to ask before it can be used; `root` may change here."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,13 +1,13 @@
-"""From what a user types (`local`, `adb:SERIAL`, `board:amd64`) to a device, and what is attached."""
+"""From what a user types (`local`, `adb:SERIAL`, `ssh:HOST`, `board:amd64`) to a device, and what is attached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgekit.benchmarks.devices.base import Deadline, Device
 from edgekit.benchmarks.devices.lock import device_lock
 from edgekit.benchmarks.values import DeviceInfo, DeviceStatus
-from edgekit.errors import EdgekitError, UserError
+from edgekit.errors import DeviceError, EdgekitError, UserError
 from edgekit.plugins import Registry
 
 __all__ = ["DEVICES", "device_lock", "list_devices", "open_device"]
@@ -19,6 +19,7 @@ DEVICES = Registry(
         "adb": "edgekit.benchmarks.devices.adb:open_adb",
         "board": "edgekit.benchmarks.devices.board:open_board",
         "local": "edgekit.benchmarks.devices.local:open_local",
+        "ssh": "edgekit.benchmarks.devices.ssh:open_ssh",
     },
 )
 
@@ -29,7 +30,8 @@ _PROBE_SECONDS = 10.0
 def open_device(spec: str) -> Device:
     """The device `spec` names, not yet connected (enter it to connect). Raises UserError for an unknown kind.
 
-    `spec` is `kind` or `kind:argument`: `local`, `adb` (the only one attached), `adb:SERIAL`, `board:amd64`.
+    `spec` is `kind` or `kind:argument`: `local`, `adb` (the only one attached), `adb:SERIAL`, `ssh:HOST`,
+    `board:amd64`.
     """
     kind, separator, argument = spec.partition(":")
     if separator and not argument:
@@ -38,12 +40,25 @@ def open_device(spec: str) -> Device:
     return factory(argument or None)
 
 
-def list_devices(probe: bool = True) -> tuple[DeviceStatus, ...]:
-    """This host, everything adb lists, and the virtual board, each with why it cannot be used if so.
+def list_devices(probe: bool = True, named: Sequence[str] = ()) -> tuple[DeviceStatus, ...]:
+    """This host, everything adb lists, and the virtual board, each with why it cannot be used if so; or those `named`.
 
-    `probe` reads the facts of those that are ready. The board is not started for that.
+    `probe` reads the facts of those that are ready. The board is not started for that unless it is named. Hosts
+    behind ssh are only listed by name: none is connected to uninvited.
     """
+    if named:
+        return tuple(_named(spec, probe) for spec in named)
     return (_local_status(probe), *_adb_statuses(probe), _board_status())
+
+
+def _named(spec: str, probe: bool) -> DeviceStatus:
+    """What `spec` names, connected to; its facts only with `probe`. Raises UserError for what names no device."""
+    try:
+        device = open_device(spec)
+    except DeviceError as e:
+        return _unusable(spec, "unusable", e)
+    status = _probed(device)
+    return status if probe else status.model_copy(update={"info": None})
 
 
 def _unusable(spec: str, state: str, error: EdgekitError) -> DeviceStatus:

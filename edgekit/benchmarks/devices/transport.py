@@ -60,4 +60,7 @@ class Transport(Protocol):
         """Copy a file to the device. What is there afterwards is not to be trusted before it is hashed."""
 
     def receive(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
-        """Copy one file from the device into the new file `destination`; OutputLimitError beyond `max_bytes`."""
+        """Copy one file from the device to `destination`, which an earlier try may have begun.
+
+        OutputLimitError beyond `max_bytes`.
+        """
