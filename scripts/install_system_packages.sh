@@ -49,3 +49,6 @@ for package in "${missing[@]}"; do
   apt-get install -y -q --no-install-recommends "$package" >/dev/null ||
     echo "could not install $package; what needs it is left out"
 done
+if [[ " ${missing[*]} " == *" openssh-server "* ]] && command -v systemctl >/dev/null; then
+  systemctl disable -q ssh.service ssh.socket 2>/dev/null || true  # and none after the next boot either
+fi
