@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -82,3 +82,16 @@ def test_jobs_work_without_proc_and_setsid(tmp_path: Path, monkeypatch: pytest.M
     device.setsid = shlex.join([sys.executable, "-c", local._SETSID])
     with device:
         _live_through(device, tmp_path)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_job_that_comes_up_behind_a_fork_is_started(shell: str, tmp_path: Path) -> None:
+    """setsid forks where it leads a group: that its first process is gone does not mean that the job is."""
+    if shutil.which(SHELLS[shell][0]) is None:
+        pytest.skip(f"no {shell} here")
+    setsid = tmp_path / "setsid"
+    setsid.write_text('#!/bin/sh\n(sleep 0.2; exec "$@") &\n')
+    setsid.chmod(0o755)
+    script = jobs.start_script(PurePosixPath(tmp_path), "job", ["true"], "token", str(setsid), None)
+    reply = run_bounded([*SHELLS[shell], "-c", script], _soon(), device="test")
+    assert (reply.returncode, reply.stdout.strip()) == (0, b"token"), reply.stderr

@@ -91,7 +91,9 @@ detach() { exec %(setsid)s "$@"; }
 ( detach sh -c %(wrapper)s %(job)s %(words)s ) >stdout 2>stderr </dev/null &
 child=$!
 i=0
-while [ ! -f started/process ] && [ ! -f exit ] && kill -0 $child 2>/dev/null && [ $i -lt 200 ]; do
+while [ ! -f started/process ] && [ ! -f exit ] && [ $i -lt 200 ]; do
+  # A child that is gone may have left the work to one of its own (setsid forks where it leads a group): half a second.
+  kill -0 $child 2>/dev/null || [ $i -ge 150 ] || i=150
   i=$((i+1)); sleep 0.01 2>/dev/null || sleep 1
 done
 [ -f started/process ] || { echo "the job did not come up" >&2; exit 91; }

@@ -127,11 +127,14 @@ class SshTransport:
         return self._loop.call(lambda: self._shell(script), deadline)
 
     def send(self, source: Path, destination: PurePosixPath, deadline: Deadline) -> None:
-        self._litter.add(destination)
         try:
             self._loop.call(lambda: self._send(source, destination), deadline)
         except OSError as e:
+            self._litter.add(destination)
             raise HostError(f"cannot read {source}: {e.strerror or e}") from e
+        except BaseException:
+            self._litter.add(destination)  # only now: while it is written, a send beside it must not sweep it
+            raise
         self._litter.discard(destination)
 
     def receive(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
@@ -238,6 +241,7 @@ class SshTransport:
                 await self._upload(sftp, source, destination)
             except asyncssh.SFTPFailure as e:  # what OpenSSH says of a full disk, and of much else
                 if await self._is_full(destination):
+                    self._litter.add(destination)
                     await self._sweep(sftp)
                     raise DeviceDiskFull(
                         f"no space left for {source.name}", device=self.name, hint=f"free some in {destination.parent}"
@@ -258,7 +262,7 @@ class SshTransport:
 
     async def _sweep(self, sftp: asyncssh.SFTPClient, keep: PurePosixPath | None = None) -> None:
         """Remove what earlier transfers that broke off have left; best effort, what stays is never read."""
-        for path in sorted(self._litter - {keep}):
+        for path in sorted(self._litter.copy() - {keep}):
             try:
                 async with asyncio.timeout(_SWEEP_SECONDS):
                     await sftp.remove(str(path))
