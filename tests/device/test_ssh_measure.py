@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -66,8 +67,10 @@ def test_a_measurement_over_a_link_that_breaks_is_neither_lost_nor_doubled(
         for name, value in sshd.client(tmp_path / "client", port=proxy.port).environment().items():
             monkeypatch.setenv(name, value)
 
+        uneven = random.Random(0)  # cuts in step with the retries would hit every one of them
+
         def saw() -> None:
-            while not stop.wait(1.0):
+            while not stop.wait(uneven.uniform(1.2, 2.8)):
                 proxy.cut()
 
         cutter = threading.Thread(target=saw)
