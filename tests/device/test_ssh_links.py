@@ -6,21 +6,26 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+from support.links import (
+    again,
+    calls,
+    check_that_a_job_survives,
+    check_that_a_lost_start_starts_once,
+    check_that_a_put_gives_up,
+    meanwhile,
+    outcomes,
+    soon,
+)
 from support.proxy import Proxy
 from support.sshd import Sshd
 
-from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.ssh import SshDevice, SshTransport, parse_target
-from edgekit.errors import DeviceDiskFull, DeviceLost, DeviceTimeout, EdgekitError
+from edgekit.errors import DeviceDiskFull, DeviceLost, DeviceTimeout
 from edgekit.schema import sha256_of
-
-
-def _soon(seconds: float = 20.0) -> Deadline:
-    return Deadline.after(seconds)
 
 
 @pytest.fixture
@@ -38,18 +43,6 @@ def far(sshd: Sshd, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         yield device
 
 
-def _again(device: SshDevice) -> None:
-    """Wait until the link is back."""
-    deadline = _soon(20)
-    while True:
-        try:
-            device._transport.recover(deadline)
-            device.run(["true"], _soon(2))
-            return
-        except EdgekitError:
-            assert deadline.remaining, "the link did not come back"
-
-
 def test_a_reply_cut_anywhere_is_never_taken_for_whole(far: SshDevice, proxy: Proxy, tmp_path: Path) -> None:
     """Whatever byte of the stream a reset follows: DeviceLost, or the whole reply. The command never runs twice."""
     text = "0123456789" * 30
@@ -61,10 +54,10 @@ def test_a_reply_cut_anywhere_is_never_taken_for_whole(far: SshDevice, proxy: Pr
         proxy.cut_after(down=position)
         script = 'echo "$1" >> "$2"; printf %s "$3"'
         try:
-            done = far.run(["sh", "-c", script, "sh", str(position), str(ran), text], _soon(10))
+            done = far.run(["sh", "-c", script, "sh", str(position), str(ran), text], soon(10))
         except DeviceLost:
             cut += 1
-            _again(far)
+            again(far)
         else:
             assert (done.stdout, done.stderr, done.returncode) == (text, "", 0)
             whole += 1
@@ -81,22 +74,14 @@ def test_a_cut_push_leaves_nothing_at_the_final_path(far: SshDevice, proxy: Prox
     source.write_bytes(secrets.token_bytes(6 << 20))
     cas = Path(far.root) / "cas"
     seen: set[str] = set()
-    stop = threading.Event()
 
     def look() -> None:
-        while not stop.is_set():
-            for path in cas.glob("[!.]*"):
-                seen.add("whole" if sha256_of(path) == path.name else f"{path} is not whole")
-            stop.wait(0.02)
+        for path in cas.glob("[!.]*"):
+            seen.add("whole" if sha256_of(path) == path.name else f"{path} is not whole")
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
+    with meanwhile(look, lambda: 0.02):
         proxy.cut_after(up=3 << 20)
-        path = far.put(source, _soon(60))
-    finally:
-        stop.set()
-        watcher.join()
+        path = far.put(source, soon(60))
     assert proxy.cuts == 1
     assert seen <= {"whole"}
     assert [p.name for p in cas.iterdir()] == [path.name]
@@ -106,24 +91,7 @@ def test_a_push_that_never_gets_through_gives_up(far: SshDevice, proxy: Proxy, t
     """A link that is always cut: an error by the deadline, and no file at the final path."""
     source = tmp_path / "f"
     source.write_bytes(secrets.token_bytes(3 << 20))
-    stop = threading.Event()
-
-    def saw() -> None:
-        while not stop.is_set():
-            proxy.cut_after(up=1 << 20)
-            stop.wait(0.02)
-
-    cutter = threading.Thread(target=saw)
-    cutter.start()
-    began = time.monotonic()
-    try:
-        with pytest.raises((DeviceLost, DeviceTimeout)):
-            far.put(source, _soon(6))
-    finally:
-        stop.set()
-        cutter.join()
-        proxy.cut_after()
-    assert time.monotonic() - began < 8  # the contract: deadline + 2 s
+    check_that_a_put_gives_up(far, proxy, source)
     assert not (Path(far.root) / "cas" / sha256_of(source)).exists()
 
 
@@ -131,9 +99,9 @@ def test_a_cut_pull_leaves_no_file_or_the_whole_one(far: SshDevice, proxy: Proxy
     """Cut while a file comes back: fetched again, whole, and nothing beside it."""
     data = secrets.token_bytes(4 << 20)
     source = far.root / "jobs" / "big"
-    far.write(source, data, _soon())
+    far.write(source, data, soon())
     proxy.cut_after(down=2 << 20)
-    far.pull(source, tmp_path / "in" / "got", _soon(60), max_bytes=1 << 23)
+    far.pull(source, tmp_path / "in" / "got", soon(60), max_bytes=1 << 23)
     assert proxy.cuts == 1
     assert (tmp_path / "in" / "got").read_bytes() == data
     assert [p.name for p in (tmp_path / "in").iterdir()] == ["got"]
@@ -141,88 +109,34 @@ def test_a_cut_pull_leaves_no_file_or_the_whole_one(far: SshDevice, proxy: Proxy
 
 def test_a_job_survives_the_loss_of_the_link(far: SshDevice, proxy: Proxy, tmp_path: Path) -> None:
     """A cut cable does not end a measurement: the job goes on, ran once, and its output is pulled later."""
-    job = f"{secrets.token_hex(8)}.1"
-    argv = ["sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.2; done"]
-    assert far.start(job, argv, _soon())
-    proxy.cut()
-    _again(far)
-    assert not far.start(job, argv, _soon())
-    deadline = _soon()
-    while far.is_alive(job, deadline):
-        time.sleep(0.1)
-    far.pull(far.job_dir(job) / "stdout", tmp_path / "out", _soon(), max_bytes=1000)
-    assert (tmp_path / "out").read_text().split() == ["1", "2", "3", "4", "5"]
+    check_that_a_job_survives(far, proxy, tmp_path)
 
 
 def test_a_start_whose_answer_was_lost_starts_once(far: SshDevice, proxy: Proxy, tmp_path: Path) -> None:
     """The link is cut while the answer to `start` comes back: it is asked again, and the job ran once, by us."""
-    for position in (100, 250, 400):
-        job = f"{secrets.token_hex(8)}.1"
-        proxy.cut_after(down=position)
-        assert far.start(job, ["sh", "-c", "echo ran; sleep 0.1"], _soon())
-        proxy.cut_after()
-        deadline = _soon()
-        while far.is_alive(job, deadline):
-            time.sleep(0.05)
-        far.pull(far.job_dir(job) / "stdout", tmp_path / "out", _soon(), max_bytes=1000)
-        assert (tmp_path / "out").read_text() == "ran\n"
-    assert proxy.cuts >= 3
-
-
-CALLS: dict[str, Callable[[SshDevice, Path, Deadline], object]] = {
-    "probe": lambda d, f, t: d.probe(t),
-    "run": lambda d, f, t: d.run(["true"], t),
-    "put": lambda d, f, t: d.put(f, t),
-    "send": lambda d, f, t: d._transport.send(f, d.root / "cas" / ".x", t),
-    "write": lambda d, f, t: d.write(d.root / "jobs" / "x", b"x", t),
-    "pull": lambda d, f, t: d.pull(d.root / "jobs" / "x", f.with_name("got"), t, max_bytes=10),
-    "receive": lambda d, f, t: d._transport.receive(d.root / "jobs" / "x", f.with_name("raw"), t, max_bytes=10),
-    "start": lambda d, f, t: d.start(f"{secrets.token_hex(8)}.1", ["true"], t),
-    "is_alive": lambda d, f, t: d.is_alive("x.1", t),
-    "kill": lambda d, f, t: d.kill("x.1", t),
-}
-
-
-def _outcomes(steps: dict[str, Callable[[], object]]) -> dict[str, tuple[object, float]]:
-    """What each step raised (None: nothing) and after how many seconds; all at once."""
-    outcomes: dict[str, tuple[object, float]] = {}
-
-    def attempt(name: str) -> None:
-        began = time.monotonic()
-        try:
-            steps[name]()
-            outcome: object = None
-        except Exception as e:
-            outcome = e
-        outcomes[name] = (outcome, time.monotonic() - began)
-
-    threads = [threading.Thread(target=attempt, args=(name,)) for name in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
+    check_that_a_lost_start_starts_once(far, proxy, tmp_path, positions=(100, 250, 400))
 
 
 def test_no_call_outlives_its_deadline_on_a_dead_link(far: SshDevice, proxy: Proxy, tmp_path: Path) -> None:
     """A link that swallows everything: each call, a new connection too, raises by its deadline plus two seconds."""
     source = tmp_path / "f"
     source.write_bytes(secrets.token_bytes(100_000))
-    far.write(far.root / "jobs" / "x", b"y", _soon())  # the file session is there before the hole is
+    far.write(far.root / "jobs" / "x", b"y", soon())  # the file session is there before the hole is
     proxy.swallow(True)
-    steps: dict[str, Callable[[], object]] = {
-        name: lambda call=call: call(far, source, _soon(0.7)) for name, call in CALLS.items()
-    }
+    transport = far._transport
+    steps = calls(far, source)
+    steps["send"] = lambda: transport.send(source, far.root / "cas" / ".x", soon(0.7))
+    steps["receive"] = lambda: transport.receive(far.root / "jobs" / "x", tmp_path / "raw", soon(0.7), max_bytes=10)
     fresh = SshTransport(parse_target("testboard"))
-    steps["open"] = lambda: fresh.open(_soon(0.7))
-    for name, (outcome, seconds) in _outcomes(steps).items():
+    steps["open"] = lambda: fresh.open(soon(0.7))
+    for name, (outcome, seconds) in outcomes(steps).items():
         assert isinstance(outcome, (DeviceTimeout, DeviceLost)), (name, outcome)
         assert outcome.transient
         assert seconds < 2.7, name  # the contract: deadline + 2 s
     fresh.close()
     proxy.swallow(False)
     proxy.cut()
-    _again(far)
+    again(far)
 
 
 @pytest.mark.slow
@@ -239,7 +153,7 @@ def test_a_silent_link_is_noticed_and_replaced(far: SshDevice, proxy: Proxy) -> 
     healer = threading.Thread(target=heal)
     healer.start()
     began = time.monotonic()
-    assert not far.is_alive("nobody.1", _soon(60))
+    assert not far.is_alive("nobody.1", soon(60))
     assert time.monotonic() - began < 40
     ended.set()
     healer.join()
@@ -249,7 +163,7 @@ def test_a_trickle_ends_at_the_deadline(far: SshDevice) -> None:
     """Output that keeps coming does not move the deadline."""
     began = time.monotonic()
     with pytest.raises(DeviceTimeout):
-        far.run(["sh", "-c", "while :; do echo x; sleep 0.1; done"], _soon(1.0))
+        far.run(["sh", "-c", "while :; do echo x; sleep 0.1; done"], soon(1.0))
     assert time.monotonic() - began < 3.0  # the contract: deadline + 2 s
 
 
@@ -261,22 +175,22 @@ def test_a_session_that_is_killed_on_the_device_is_a_lost_link(far: SshDevice) -
         'case $(cat /proc/$p/comm) in sshd*) kill -9 $p; sleep 5; esac; p=$(cut -d" " -f4 /proc/$p/stat); done'
     )
     with pytest.raises(DeviceLost):
-        far.run(["sh", "-c", script], _soon(10))
-    assert far.probe(_soon()).abi
+        far.run(["sh", "-c", script], soon(10))
+    assert far.probe(soon()).abi
 
 
-def test_a_file_session_that_ends_alone_is_begun_again(far: SshDevice, tmp_path: Path) -> None:
+def test_a_file_session_that_ends_alone_is_begunagain(far: SshDevice, tmp_path: Path) -> None:
     """The device's sftp-server dies, the connection lives: the next transfer begins a new one."""
     path = far.root / "jobs" / "x"
-    far.write(path, b"before", _soon())
+    far.write(path, b"before", soon())
     # the one that serves this connection: a sibling of the command's session below the same sshd
     script = (
         "p=$PPID; while [ $p -gt 1 ]; do case $(cat /proc/$p/comm) in sshd*) "
         'pkill -9 -P $p sftp-server && echo killed; exit;; esac; p=$(cut -d" " -f4 /proc/$p/stat); done'
     )
-    assert far.run(["sh", "-c", script], _soon()).stdout == "killed\n"
-    far.write(path, b"after", _soon())
-    far.pull(path, tmp_path / "got", _soon(), max_bytes=10)
+    assert far.run(["sh", "-c", script], soon()).stdout == "killed\n"
+    far.write(path, b"after", soon())
+    far.pull(path, tmp_path / "got", soon(), max_bytes=10)
     assert (tmp_path / "got").read_bytes() == b"after"
 
 
@@ -287,7 +201,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(far: SshDevice, sshd: S
     timer = threading.Timer(1.5, sshd.start)
     timer.start()
     try:
-        assert far.probe(_soon(30)).abi
+        assert far.probe(soon(30)).abi
     finally:
         timer.join()
 
@@ -297,7 +211,7 @@ def test_many_calls_at_once_share_one_connection(far: SshDevice, proxy: Proxy) -
     answers: dict[int, str] = {}
 
     def ask(n: int) -> None:
-        answers[n] = far.run(["sh", "-c", "sleep 0.1; echo $1", "sh", str(n)], _soon(40)).stdout
+        answers[n] = far.run(["sh", "-c", "sleep 0.1; echo $1", "sh", str(n)], soon(40)).stdout
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(30)]
     for thread in threads:
@@ -312,7 +226,7 @@ def test_nothing_runs_on_after_it_was_given_up(far: SshDevice) -> None:
     """No ghost: a command that was given up at its deadline is dead on the device."""
     mark = str(8_000_000 + secrets.randbelow(1_000_000))
     with pytest.raises(DeviceTimeout):
-        far.run(["sh", "-c", f"sleep {mark}; echo done"], _soon(0.5))
+        far.run(["sh", "-c", f"sleep {mark}; echo done"], soon(0.5))
     assert subprocess.run(["pgrep", "-f", f"sleep {mark}"], capture_output=True).returncode == 1
 
 
@@ -329,12 +243,12 @@ def test_a_full_disk_is_said_to_be_full(far: SshDevice, tmp_path: Path) -> None:
         source.write_bytes(secrets.token_bytes(12 << 20))
         with SshDevice(SshTransport(parse_target("testboard")), root=PurePosixPath(place / "device")) as full:
             with pytest.raises(DeviceDiskFull):
-                full.put(source, _soon(60))
+                full.put(source, soon(60))
             assert list((place / "device" / "cas").iterdir()) == []
-            full.run(["sh", "-c", 'head -c 20000000 /dev/zero > "$1"; :', "sh", str(place / "filler")], _soon())
+            full.run(["sh", "-c", 'head -c 20000000 /dev/zero > "$1"; :', "sh", str(place / "filler")], soon())
             with pytest.raises(DeviceDiskFull):
-                full.write(full.root / "jobs" / "x", b"x" * 100_000, _soon())
+                full.write(full.root / "jobs" / "x", b"x" * 100_000, soon())
             with pytest.raises(DeviceDiskFull):
-                full.start(f"{secrets.token_hex(8)}.1", ["true"], _soon())
+                full.start(f"{secrets.token_hex(8)}.1", ["true"], soon())
     finally:
         subprocess.run(["umount", str(place)], check=True)

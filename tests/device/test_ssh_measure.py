@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import threading
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from support import doubles
+from support.links import meanwhile
 from support.proxy import Proxy
 from support.sshd import Sshd
 
@@ -62,28 +62,18 @@ def test_a_measurement_over_a_link_that_breaks_is_neither_lost_nor_doubled(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The link is cut again and again while the job runs: one attempt, each model loaded as often as without, right."""
-    stop = threading.Event()
     with Proxy(("127.0.0.1", sshd.port)) as proxy, ResultStore(tmp_path / "store") as store:
         for name, value in sshd.client(tmp_path / "client", port=proxy.port).environment().items():
             monkeypatch.setenv(name, value)
 
         uneven = random.Random(0)  # cuts in step with the retries would hit every one of them
 
-        def saw() -> None:
-            while not stop.wait(uneven.uniform(1.2, 2.8)):
-                proxy.cut()
-
-        cutter = threading.Thread(target=saw)
         root = PurePosixPath(tmp_path / "device")
         with SshDevice(SshTransport(parse_target("testboard")), root=root) as device:
             _measured(device, tmp_path, store)  # brings numpy there
             calm = len((tmp_path / "loads").read_text().split())
-            cutter.start()
-            try:
+            with meanwhile(proxy.cut, lambda: uneven.uniform(1.2, 2.8)):
                 run = _measured(device, tmp_path, store, sleep_ms=20)
-            finally:
-                stop.set()
-                cutter.join()
         _check(run, store, tmp_path)
         assert proxy.cuts
         assert len((tmp_path / "loads").read_text().split()) == 2 * calm

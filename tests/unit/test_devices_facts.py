@@ -88,4 +88,5 @@ def test_any_text_is_survived() -> None:
             data[rng.randrange(len(data))] = chr(
                 rng.choice([rng.randrange(32), rng.randrange(256), 0x2028, 0xD800, 61])
             )
-        device_info("".join(data)[: rng.randrange(len(data))], spec="adb:x", kind="adb")
+        info = device_info("".join(data)[: rng.randrange(len(data))], spec="adb:x", kind="adb")
+        assert info.spec == "adb:x"
