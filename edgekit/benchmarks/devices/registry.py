@@ -57,8 +57,7 @@ def _named(spec: str, probe: bool) -> DeviceStatus:
         device = open_device(spec)
     except DeviceError as e:
         return _unusable(spec, "unusable", e)
-    status = _probed(device)
-    return status if probe else status.model_copy(update={"info": None})
+    return _probed(device, facts=probe)
 
 
 def _unusable(spec: str, state: str, error: EdgekitError) -> DeviceStatus:
@@ -66,12 +65,12 @@ def _unusable(spec: str, state: str, error: EdgekitError) -> DeviceStatus:
     return DeviceStatus(spec=spec, state=state, usable=False, reason=reason, hint=error.hint)
 
 
-def _probed(device: Device) -> DeviceStatus:
-    """A device that should be ready: ready with its facts, or unusable with what went wrong."""
+def _probed(device: Device, *, facts: bool = True) -> DeviceStatus:
+    """A device that should be ready: ready, with its facts where they are wanted, or unusable with what went wrong."""
     spec = device.spec
     try:
         with device:
-            info: DeviceInfo = device.probe(Deadline.after(_PROBE_SECONDS))
+            info: DeviceInfo | None = device.probe(Deadline.after(_PROBE_SECONDS)) if facts else None
     except EdgekitError as e:
         return _unusable(spec, "unusable", e)
     return DeviceStatus(spec=spec, state="ready", usable=True, info=info)

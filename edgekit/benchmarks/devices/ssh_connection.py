@@ -176,10 +176,11 @@ def _options(target: SshTarget) -> _Options:
 
 def _those_there(target: SshTarget, identities: list[str]) -> list[str]:
     """The key files that exist; of the others it is said that they do not, as `ssh` does."""
+    there = [name for name in identities if Path(name).expanduser().exists()]
     for name in identities:
-        if not Path(name).expanduser().exists():
+        if name not in there:
             log.warning("%s: no such identity: %s", target.spec, name)
-    return [name for name in identities if Path(name).expanduser().exists()]
+    return there
 
 
 def _trust(target: SshTarget, options: _Options, accepted: str | None) -> HostTrust:

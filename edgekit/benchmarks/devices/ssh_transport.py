@@ -91,6 +91,7 @@ class SshTransport:
         self._sftp: tuple[Connection, asyncssh.SFTPClient] | None = None
         self._new_locks()
         self._litter: set[PurePosixPath] = set()
+        """Files that transfers which broke off have left there; only the loop's thread looks at it."""
 
     @property
     def name(self) -> str:
@@ -130,12 +131,7 @@ class SshTransport:
         try:
             self._loop.call(lambda: self._send(source, destination), deadline)
         except OSError as e:
-            self._litter.add(destination)
             raise HostError(f"cannot read {source}: {e.strerror or e}") from e
-        except BaseException:
-            self._litter.add(destination)  # only now: while it is written, a send beside it must not sweep it
-            raise
-        self._litter.discard(destination)
 
     def receive(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
         try:
@@ -232,7 +228,18 @@ class SshTransport:
 
     async def _send(self, source: Path, destination: PurePosixPath) -> None:
         sftp = await self._files()
-        await self._sweep(sftp, keep=destination)
+        # What is being written is no litter, or a send beside this one would sweep it.
+        self._litter.discard(destination)
+        try:
+            await self._sweep(sftp)
+            await self._upload_or_say_why(sftp, source, destination)
+        except BaseException as e:
+            self._litter.add(destination)
+            if isinstance(e, DeviceDiskFull):
+                await self._sweep(sftp)
+            raise
+
+    async def _upload_or_say_why(self, sftp: asyncssh.SFTPClient, source: Path, destination: PurePosixPath) -> None:
         with self._sftp_errors(f"sending {source.name}", f"cannot write {destination}"):
             try:
                 await self._upload(sftp, source, destination)
@@ -241,8 +248,6 @@ class SshTransport:
                 await self._upload(sftp, source, destination)
             except asyncssh.SFTPFailure as e:  # what OpenSSH says of a full disk, and of much else
                 if await self._is_full(destination):
-                    self._litter.add(destination)
-                    await self._sweep(sftp)
                     raise DeviceDiskFull(
                         f"no space left for {source.name}", device=self.name, hint=f"free some in {destination.parent}"
                     ) from e
@@ -260,9 +265,9 @@ class SshTransport:
         reply = await self._shell(f"printf %65536s x | cat >> {quote(str(destination))}; :")
         return _NO_SPACE.search(reply.stderr) is not None
 
-    async def _sweep(self, sftp: asyncssh.SFTPClient, keep: PurePosixPath | None = None) -> None:
+    async def _sweep(self, sftp: asyncssh.SFTPClient) -> None:
         """Remove what earlier transfers that broke off have left; best effort, what stays is never read."""
-        for path in sorted(self._litter.copy() - {keep}):
+        for path in sorted(self._litter):
             try:
                 async with asyncio.timeout(_SWEEP_SECONDS):
                     await sftp.remove(str(path))
