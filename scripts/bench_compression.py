@@ -86,7 +86,7 @@ def page(raw: Mapping[str, Raw]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(measure: Callable[[], Raw]) -> Raw:
+def measured(part: str, measure: Callable[[], Raw]) -> Raw:
     """One cell with the facts of its making."""
     began = time.monotonic()
     value = measure()
@@ -97,7 +97,7 @@ def measured(measure: Callable[[], Raw]) -> Raw:
         "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": f"{machine.cpu_model}, {machine.cores} cores, {machine.os}, Python {machine.python}",
         "load": machine.load_average_1m,
-        "command": "python scripts/bench_compression.py " + " ".join(sys.argv[1:]),
+        "command": f"python scripts/bench_compression.py --parts {part} --data FOLDER --models FOLDER",
         "tools": tool_versions(),
     }
 
@@ -129,7 +129,7 @@ def main() -> None:
             if arguments.cells not in key or (key in raw and not arguments.again):
                 continue
             print(f"{name} {key} …", file=sys.stderr, flush=True)
-            raw[key] = measured(measure)
+            raw[key] = measured(name, measure)
             path.write_text(json.dumps(raw, indent=1) + "\n")
             print(f"{name} {key}: {raw[key]['seconds']} s", file=sys.stderr, flush=True)
     found = {

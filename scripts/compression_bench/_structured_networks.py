@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from compression_bench._shared import moved
+
 __all__ = ["CifarResNet", "Split", "cifar_split", "jittered", "pretrained_resnet56", "shifted"]
 
 
@@ -83,9 +85,7 @@ def dataset(images: np.ndarray, labels: np.ndarray) -> TensorDataset:
 
 def jittered(images: Tensor) -> Tensor:
     """Shifted by up to 4 pixels (zeros come in) and half of them mirrored: He et al. 2016's augmentation, by batch."""
-    padded = functional.pad(images, (4, 4, 4, 4))
-    down, right = (int(v) for v in torch.randint(0, 9, (2,)))
-    shifted = padded[:, :, down : down + 32, right : right + 32]
+    shifted = moved(images, 4)
     mirrored = torch.rand(len(images)) < 0.5
     shifted = torch.where(mirrored[:, None, None, None], shifted.flip(3), shifted)
     return shifted.contiguous(memory_format=torch.channels_last)
@@ -93,7 +93,4 @@ def jittered(images: Tensor) -> Tensor:
 
 def shifted(images: Tensor) -> Tensor:
     """Shifted by up to 2 pixels, one shift a batch; the border's value comes in (digits must not be mirrored)."""
-    padded = functional.pad(images, (2, 2, 2, 2), mode="replicate")
-    down, right = (int(v) for v in torch.randint(0, 5, (2,)))
-    moved = padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
-    return moved.contiguous(memory_format=torch.channels_last)
+    return moved(images, 2, mode="replicate").contiguous(memory_format=torch.channels_last)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import edgekit
+from compression_bench._shared import moved
 from edgekit.artifact import Format
 from edgekit.compress.options import TrainOptions
 from edgekit.converters.host_runtimes import load_runtime
@@ -116,12 +117,10 @@ def _data() -> Any:
 
 def _shifted(batch: Tensor) -> Tensor:
     """The batch moved by up to two pixels, one move for all of it, and half of its images flipped."""
-    padded = nn.functional.pad(batch, (2, 2, 2, 2), value=float(batch.min()))
-    down, right = torch.randint(0, 5, (2,)).tolist()
-    moved = padded[:, :, down : down + 28, right : right + 28]
+    shifted = moved(batch, 2, value=float(batch.min()))
     flipped = torch.rand(len(batch)) < 0.5
-    moved[flipped] = moved[flipped].flip(-1)
-    return moved
+    shifted[flipped] = shifted[flipped].flip(-1)
+    return shifted
 
 
 def _teacher(settings: Settings) -> nn.Module:

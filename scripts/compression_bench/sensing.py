@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from compression_bench._shared import verdict
 from edgekit.compress.options import TrainOptions
 from edgekit.compress.student import Student
 from edgekit.demo.data import load_images
@@ -300,11 +301,13 @@ def _front_end_table(cells: Mapping[str, Raw]) -> list[str]:
         losses = [100 * (whole[seed]["accuracy"] - run["accuracy"]) for seed, run in runs.items() if seed in whole]
         told = ", ".join(f"{loss:+.1f}" for loss in losses)
         is_base = arm == "whole signal"
-        verdict = "" if is_base or not losses else _verdict(statistics.mean(losses) <= 4, len(losses))
+        told_verdict = (
+            "" if is_base or not losses else verdict(statistics.mean(losses) <= 4, seeds=len(losses), of=len(SEEDS))
+        )
         sent = next(iter(runs.values()))["numbers"]
         lines.append(
             f"| {arm} | {sent} | {mean:.1f} % ({len(runs)} seeds) | {'' if is_base else told} | "
-            f"{'' if is_base else '4.0 at most'} | {verdict} |"
+            f"{'' if is_base else '4.0 at most'} | {told_verdict} |"
         )
     return [*lines, ""]
 
@@ -330,12 +333,12 @@ def _recovery_table(cells: Mapping[str, Raw]) -> list[str]:
             f"{gains[-1]:+.2f} dB | | |"
         )
     mean = statistics.mean(gains)
-    lines.append(f"| mean of photographs | | | | {mean:+.2f} dB | at least +2.0 dB | {_verdict(mean >= 2)} |")
+    lines.append(f"| mean of photographs | | | | {mean:+.2f} dB | at least +2.0 dB | {verdict(mean >= 2)} |")
     small, gain = cell["small"], statistics.fmean(cell["small_gains"])
     return [
         *lines,
         f"| {UNSEEN} other CIFAR-10 images | {small['linear_db']:.2f} dB | {small['fista_db']:.2f} dB | "
-        f"{small['unrolled_db']:.2f} dB | {gain:+.2f} dB | at least +2.0 dB | {_verdict(gain >= 2)} |",
+        f"{small['unrolled_db']:.2f} dB | {gain:+.2f} dB | at least +2.0 dB | {verdict(gain >= 2)} |",
         "",
     ]
 
@@ -354,7 +357,7 @@ def _phase_table(cells: Mapping[str, Raw]) -> list[str]:
         crossings = [cell["crossing"][name] for name in SOLVERS]
         told = " | ".join("outside" if c is None else f"{c:.3f}" for c in crossings)
         reached = crossings[0] is not None and abs(crossings[0] - cell["curve"]) <= 0.05
-        lines.append(f"| {delta} | {cell['curve']:.3f} | {told} | ± 0.05 | {_verdict(reached)} |")
+        lines.append(f"| {delta} | {cell['curve']:.3f} | {told} | ± 0.05 | {verdict(reached)} |")
     return [*lines, ""]
 
 
@@ -397,12 +400,6 @@ def _sums_table(cell: Raw | None) -> list[str]:
         f"| one message, if a relay can decode and merge (bound) | {cell['merged_entropy_bytes']:,.0f} B |",
         "",
     ]
-
-
-def _verdict(reached: bool, seeds: int | None = None) -> str:
-    if not reached:
-        return "**missed**"
-    return "reached" if seeds in (None, len(SEEDS)) else f"reached so far ({seeds} of {len(SEEDS)} seeds)"
 
 
 def draw(phases: Mapping[float, Raw], path: Path) -> None:

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 import edgekit
+from compression_bench._shared import verdict
 from compression_bench._structured_networks import cifar_split, dataset, jittered, pretrained_resnet56, shifted
 from edgekit.compress.cost import count_macs, count_parameters
 from edgekit.compress.effects import TeacherReference
@@ -323,12 +324,6 @@ def _seeds(name: str, cells: Mapping[str, Raw]) -> list[Raw]:
     return [cells[key] for key in (f"{name} seed {seed}" for seed in SEEDS) if key in cells]
 
 
-def _verdict(is_reached: bool, seeds: int = len(SEEDS)) -> str:
-    if not is_reached:
-        return "**missed**"
-    return "reached" if seeds == len(SEEDS) else f"reached so far ({seeds} of {len(SEEDS)} seeds)"
-
-
 def _points(found: list[Raw], key: str) -> list[float]:
     return [100 * (cell[key][1] - cell[key][0]) for cell in found]
 
@@ -357,10 +352,10 @@ def _small_row(name: str, found: list[Raw], goal: tuple[float | None, float] | N
     loss = -statistics.fmean(_points(found, "accuracy"))
     fits = (macs is None or macs_times >= macs) and loss <= drop
     late = [name for name, target in (("TFLite", "tflite"), ("ONNX Runtime", "onnx")) if quickest[target] < latency]
-    verdict = _verdict(fits and len(late) < len(quickest), len(found))
+    told = verdict(fits and len(late) < len(quickest), seeds=len(found), of=len(SEEDS))
     if fits and len(late) == 1:
-        verdict += f", but for {late[0]}, where it was **missed**"
-    return f"| {name} | {wanted} | {reached} | {verdict} |"
+        told += f", but for {late[0]}, where it was **missed**"
+    return f"| {name} | {wanted} | {reached} | {told} |"
 
 
 def _chain_row(found: list[Raw]) -> str:
@@ -372,7 +367,8 @@ def _chain_row(found: list[Raw]) -> str:
     )
     fits = first / last >= 20 and speed >= 8 and statistics.fmean(_points(found, "file_accuracy")) >= -1
     goal = "≥ 20x smaller, ≥ 8x faster on host TFLite, ≤ 1 point"
-    return f"| resnet18 fp32 → pruned, distilled, int8 | {goal} | {reached} | {_verdict(fits, len(found))} |"
+    told = verdict(fits, seeds=len(found), of=len(SEEDS))
+    return f"| resnet18 fp32 → pruned, distilled, int8 | {goal} | {reached} | {told} |"
 
 
 def _row56(name: str, cells: Mapping[str, Raw]) -> str:
@@ -384,7 +380,7 @@ def _row56(name: str, cells: Mapping[str, Raw]) -> str:
         f"({change:+.2f}; {100 * cell['before_training']:.1f} % before training)"
     )
     goal = "≤ 0.5 points under the unpruned network fine-tuned equally long"
-    return f"| {name} | {goal} | {reached} | {_verdict(change >= -0.5)} (one seed) |"
+    return f"| {name} | {goal} | {reached} | {verdict(change >= -0.5)} (one seed) |"
 
 
 def _setting(cells: Mapping[str, Raw]) -> str:
