@@ -13,17 +13,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 from support.fake_adbd import FakeAdbd
 
-from edgekit.benchmarks.devices.adb import (
-    AdbDevice,
-    AdbTransport,
-    AttachedDevice,
-    attached,
-    parse_devices,
-    state_problem,
-)
+from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
+from edgekit.benchmarks.devices.adb_attached import AttachedDevice, attached, parse_devices, state_problem
 from edgekit.benchmarks.devices.adb_client import AdbClient, find_adb
 from edgekit.benchmarks.devices.base import Deadline
-from edgekit.benchmarks.devices.registry import list_devices
+from edgekit.benchmarks.devices.listing import list_devices
 from edgekit.errors import DeviceLost, DeviceTimeout, DeviceUnauthorized, DeviceUnusable, UserError
 
 LISTING = """* daemon not running; starting now at tcp:5037
