@@ -13,7 +13,6 @@ from edgekit.cli.app import app
 from edgekit.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text as RichText
 
     from edgekit.benchmarks.values import DeviceInfo, DeviceState, DeviceStatus
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 _ACCEPT_SECONDS = 30.0
 _POWER_CYCLE_SECONDS = 60.0
+_TABLE_WIDTH = 100
 
 AcceptHostKey = Annotated[
     str | None,
@@ -76,9 +76,7 @@ def devices(
     if as_json:
         print(json.dumps([status.model_dump(mode="json") for status in found]))
     else:
-        from rich.console import Console
-
-        Console().print(_table(found))
+        _print(found)
     return 0 if not device or all(status.usable for status in found) else 3
 
 
@@ -107,20 +105,42 @@ def _power_cycle(name: str, *, as_json: bool) -> int:
     return 0
 
 
-def _table(found: tuple[DeviceStatus, ...]) -> Table:
+def _print(found: tuple[DeviceStatus, ...]) -> None:
+    """A table; on a narrow terminal, the facts below each device instead of beside it."""
+    from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    if console.width < _TABLE_WIDTH:
+        for status in found:
+            console.print(
+                Text.assemble(_names(status, " "), "  ", _state(status)), Padding(_told(status), (0, 0, 0, 2))
+            )
+        return
     table = Table(box=None, pad_edge=False)
-    table.add_column("device", overflow="fold", max_width=34)
-    table.add_column("state", no_wrap=True)
-    table.add_column("facts", overflow="fold")
+    for heading in ("device", "state", "facts"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "state")
     for status in found:
-        names = Text(_shown(status.name), style="bold") if status.name else Text()
-        for name in (status.spec, *(f"= {spec}" for spec in status.also)):
-            names.append(("\n" if names else "") + _shown(name))
-        table.add_row(names, Text(_shown(status.state), style="green" if status.usable else "yellow"), _told(status))
-    return table
+        table.add_row(_names(status, "\n"), _state(status), _told(status))
+    console.print(table)
+
+
+def _names(status: DeviceStatus, separator: str) -> RichText:
+    """The name in the inventory, the spec, and `= spec` for each other way to the same device."""
+    from rich.text import Text
+
+    names = Text(_shown(status.name), style="bold") if status.name else Text()
+    for name in (status.spec, *(f"= {spec}" for spec in status.also)):
+        names.append((separator if names else "") + _shown(name))
+    return names
+
+
+def _state(status: DeviceStatus) -> RichText:
+    from rich.text import Text
+
+    return Text(_shown(status.state), style="green" if status.usable else "yellow")
 
 
 def _told(status: DeviceStatus) -> RichText:

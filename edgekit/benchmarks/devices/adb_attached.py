@@ -45,8 +45,6 @@ class AttachedDevice:
     state: str
     model: str | None = None
     transport_id: int | None = None
-    usb: str | None = None
-    """The port it is plugged into (`1-1.2`), None over the network."""
 
 
 def parse_devices(text: str) -> tuple[AttachedDevice, ...]:
@@ -71,13 +69,11 @@ def _parse_row(line: str) -> AttachedDevice | None:
     words = (match["rest"] or "").split()
     last = re.fullmatch(r"transport_id:([0-9]{1,9})", words[-1]) if words else None
     models = [w.removeprefix("model:") for w in words if w.startswith("model:")]
-    ports = [w.removeprefix("usb:") for w in words[:1] if w.startswith("usb:")]
     return AttachedDevice(
         serial=match["serial"][:128],
         state=match["state"],
         model=models[-1][:100] if models else None,
         transport_id=int(last[1]) if last else None,
-        usb=ports[0][:40] if ports else None,
     )
 
 
@@ -118,12 +114,20 @@ def attached(adb: AdbClient, deadline: Deadline) -> tuple[AttachedDevice, ...]:
     adb.start_server(deadline)
     reply = adb.run(["devices", "-l"], deadline)
     if reply.returncode != 0:
-        where = f" on {adb.server_name}" if adb.server_name else ""
-        hint = (
-            "start the server there: `adb -P PORT start-server`" if adb.server_name else "`adb kill-server`, then again"
-        )
-        raise DeviceLost(f"`adb devices`{where} failed: {last_line(reply)}", device="adb", hint=hint)
+        raise _no_list(adb, last_line(reply))
     return parse_devices(reply.stdout.decode("utf-8", "replace"))
+
+
+def _no_list(adb: AdbClient, said: str) -> DeviceLost:
+    """The error for a server that gives no list."""
+    if adb.server_name is None:
+        return DeviceLost(f"`adb devices` failed: {said}", device="adb", hint="`adb kill-server`, then again")
+    host, _, port = adb.server_name.rpartition(":")
+    start = f"`adb -P {port} start-server`"
+    is_here = host in ("localhost", "127.0.0.1", "[::1]")
+    hint = start if is_here else f"{start} on {host}; it listens there only, so `ssh -L {port}:localhost:{port} {host}`"
+    why = said.rpartition(": ")[2]
+    return DeviceLost(f"the adb server {adb.server_name} does not answer: {why}", device="adb", hint=hint)
 
 
 def last_line(reply: Reply) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from edgekit.benchmarks.devices.adb_attached import TCP_SERIAL, AttachedDevice, attached, parse_choice, state_problem
@@ -74,7 +75,7 @@ class _Listed:
 
     def sick(self, error: EdgekitError, *, state: str | None = None, **values: object) -> DeviceStatus:
         """A status that says why it cannot be used."""
-        reason = error.message.removeprefix(f"{self.spec}: ")
+        reason = error.message.removeprefix(f"{error.device}: ") if isinstance(error, DeviceError) else error.message
         word = state or _STATES.get(error.code, "unusable")
         return self.status(word, code=error.code, reason=reason, hint=error.hint, **values)
 
@@ -129,7 +130,8 @@ def _attached_and_listed() -> tuple[list[_Listed], list[DeviceStatus]]:
     things += [_Listed(spec=adb.spec_of(row.serial), row=row, server=adb.server_name) for adb, row in rows]
     if not any(thing.spec == "board:amd64" for thing in things):
         things.append(_Listed(spec="board:amd64"))
-    return things, failed
+    told = {thing.server for thing in things}
+    return things, [status for status in failed if status.server is None or status.server not in told]
 
 
 def _rows_of(server: str | None) -> tuple[list[tuple[AdbClient, AttachedDevice]], DeviceStatus | None]:
@@ -174,7 +176,8 @@ def _examined(thing: _Listed, probe: bool) -> DeviceStatus:
     try:
         device = open_device(thing.spec)
     except DeviceError as e:
-        return thing.sick(e)
+        return thing.sick(e, state=_absent(thing, e))
+    thing = replace(thing, spec=device.spec)  # `adb:model:NAME` is a serial now
     try:
         with device:
             return _asked(thing, device) if probe else thing.status("ready", usable=True)
@@ -184,7 +187,7 @@ def _examined(thing: _Listed, probe: bool) -> DeviceStatus:
 
 def _absent(thing: _Listed, error: EdgekitError) -> str | None:
     """The word for an adb device that no server lists."""
-    is_absent = error.code == "DEVICE_UNUSABLE" and "not attached" in error.message
+    is_absent = error.code == "DEVICE_UNUSABLE" and re.search(r"is not attached|^adb: no device", error.message)
     return "not attached" if is_absent and thing.spec.startswith("adb") else None
 
 
