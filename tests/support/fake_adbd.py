@@ -39,7 +39,8 @@ class FakeAdbd:
         self.features = features
         self.model = model
         self.path = path
-        """The only folder with programs that its shell finds (see `fake_android`); None is this host's PATH."""
+        """The only folder with programs that its shell finds (see `fake_android`); None is this host's PATH. Its
+        parent stands for the device's `/data/local/tmp`."""
         self.cut_reply_after: int | None = None
         """Close the connection after that many bytes of a shell's stream, once."""
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -119,9 +120,12 @@ class _Session:
             self._acknowledged[second].release()
 
     def _shell(self, script: bytes, local: int, remote: int) -> None:
+        path = self._adbd.path
+        if path is not None:
+            script = script.replace(b"/data/local/tmp", os.fsencode(path.parent))
         done = subprocess.run(
             ["/bin/sh", "-c", script],
-            env={**os.environ, "PATH": str(self._adbd.path)} if self._adbd.path else None,
+            env={**os.environ, "PATH": str(path)} if path else None,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

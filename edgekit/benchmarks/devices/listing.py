@@ -16,6 +16,7 @@ from edgekit.benchmarks.devices.adb_server import chosen_servers
 from edgekit.benchmarks.devices.base import Deadline, Device
 from edgekit.benchmarks.devices.health import Floors, health_problems, health_warnings, python_problem
 from edgekit.benchmarks.devices.inventory import InventoryEntry, entry_of, load_inventory
+from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.benchmarks.devices.process import CANCELLED
 from edgekit.benchmarks.devices.registry import device_lock, open_device, resolve
 from edgekit.benchmarks.devices.state import read_state
@@ -25,6 +26,7 @@ from edgekit.errors import DeviceBusy, DeviceError, EdgekitError
 __all__ = ["list_devices"]
 
 _LIST_SECONDS = 20.0
+_CONNECT_SECONDS = 20.0
 _PROBE_SECONDS = 15.0
 _CLEANUP_SECONDS = 3.0
 _AT_A_TIME = 8
@@ -41,6 +43,12 @@ _STATES = {
     "HOST_KEY_CHANGED": "host key changed",
     "HOST_KEY_UNKNOWN": "host key unknown",
 }
+
+_REMEDIES = {
+    "unreachable": "check the cable or the network; unplug it and plug it in again, or restart it",
+    "unusable": "`edgekit --debug devices` shows what was tried",
+}
+"""Where the error itself has none."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -77,7 +85,8 @@ class _Listed:
         """A status that says why it cannot be used."""
         reason = error.message.removeprefix(f"{error.device}: ") if isinstance(error, DeviceError) else error.message
         word = state or _STATES.get(error.code, "unusable")
-        return self.status(word, code=error.code, reason=reason, hint=error.hint, **values)
+        hint = error.hint or _REMEDIES.get(word)
+        return self.status(word, code=error.code, reason=reason, hint=hint, **values)
 
 
 def list_devices(probe: bool = True, named: Sequence[str] = ()) -> tuple[DeviceStatus, ...]:
@@ -178,6 +187,8 @@ def _examined(thing: _Listed, probe: bool) -> DeviceStatus:
     except DeviceError as e:
         return thing.sick(e, state=_absent(thing, e))
     thing = replace(thing, spec=device.spec)  # `adb:model:NAME` is a serial now
+    if isinstance(device, PosixDevice) and _is_asked(thing):
+        device.connect_seconds = _CONNECT_SECONDS
     try:
         with device:
             return _asked(thing, device) if probe else thing.status("ready", usable=True)
@@ -253,32 +264,34 @@ def _in_threads(step: Callable[[T], U], items: Sequence[T]) -> list[U]:
     """`step` of each item, several at a time, in order. Ctrl-C ends what they run, and is raised here."""
     cancelled = threading.Event()
     slots = threading.Semaphore(_AT_A_TIME)
+    ended = threading.Semaphore(0)  # not Thread.join: in Python 3.11 an interrupted one returns at once from then on
     results: dict[int, U] = {}
     errors: dict[int, BaseException] = {}
 
     def work(place: int, item: T) -> None:
         CANCELLED.set(cancelled)
-        with slots:
-            try:
+        try:
+            with slots:
                 if not cancelled.is_set():
                     results[place] = step(item)
-            except BaseException as e:  # noqa: BLE001  raised again below, in the caller's thread
-                errors[place] = e
+        except BaseException as e:  # noqa: BLE001  raised again below, in the caller's thread
+            errors[place] = e
+        finally:
+            ended.release()
 
-    threads = [
-        threading.Thread(target=contextvars.copy_context().run, args=(work, place, item), daemon=True)
-        for place, item in enumerate(items)
-    ]
-    for thread in threads:
-        thread.start()
+    for place, item in enumerate(items):
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(work, place, item), daemon=True).start()
+    waiting = len(items)
     try:
-        for thread in threads:
-            thread.join()
+        while waiting:
+            ended.acquire()
+            waiting -= 1
     except KeyboardInterrupt:
         cancelled.set()
         deadline = Deadline.after(_CLEANUP_SECONDS)
-        for thread in threads:
-            thread.join(deadline.remaining)
+        for _ in range(waiting):
+            ended.acquire(timeout=deadline.remaining)
         raise
     for place in sorted(errors):
         raise errors[place]
