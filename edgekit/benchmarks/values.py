@@ -136,6 +136,8 @@ class DeviceStatus(Record):
     """In the inventory."""
     tags: tuple[str, ...] = ()
     notes: str | None = None
+    model: str | None = None
+    """adb's word for the model, which it knows without asking; None where it does not."""
     server: str | None = None
     """The adb server it is attached to, `HOST:PORT`; None is adb's default."""
     also: tuple[str, ...] = ()

@@ -115,9 +115,9 @@ def _print(found: tuple[DeviceStatus, ...]) -> None:
     console = Console()
     if console.width < _TABLE_WIDTH:
         for status in found:
-            console.print(
-                Text.assemble(_names(status, " "), "  ", _state(status)), Padding(_told(status), (0, 0, 0, 2))
-            )
+            console.print(Text.assemble(_names(status, " "), "  ", _state(status)))
+            if told := _told(status):
+                console.print(Padding(told, (0, 0, 0, 2)))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("device", "state", "facts"):
@@ -152,7 +152,8 @@ def _told(status: DeviceStatus) -> RichText:
         lines.append((status.reason, "yellow"))
     if status.hint:
         lines.append((f"try: {status.hint}", "bold"))
-    lines += [(describe(status.info), "")] if status.info else []
+    facts = describe(status.info) if status.info else status.model
+    lines += [(facts, "")] if facts else []
     lines += [(describe_state(status.conditions), "dim")] if status.conditions else []
     lines += [(f"warning: {warning}", "yellow") for warning in status.warnings]
     about = [", ".join(status.tags), status.notes or ""]

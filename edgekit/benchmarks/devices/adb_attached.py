@@ -88,8 +88,10 @@ def state_problem(row: AttachedDevice, *, spec: str | None = None) -> DeviceUnus
         return None
     if state in ("unauthorized", "authorizing"):
         return unauthorized(spec)
+    is_tcp = TCP_SERIAL.fullmatch(row.serial) is not None
+    replug = "check that it is on and in this network" if is_tcp else "unplug it and plug it in again"
     hints = {
-        "offline": f"unplug it and plug it in again, or `adb reconnect {row.serial}`",
+        "offline": f"{replug}, then `adb reconnect {row.serial}`",
         "no permissions": "install the udev rules (`apt install android-sdk-platform-tools-common`)",
         "connecting": "wait a few seconds",
         "recovery": "restart it into Android",
@@ -97,7 +99,13 @@ def state_problem(row: AttachedDevice, *, spec: str | None = None) -> DeviceUnus
         "rescue": "restart it into Android",
         "bootloader": "`fastboot reboot`",
     }
-    return DeviceUnusable(f"is in state '{state}'", device=spec, hint=hints.get(state, "restart it"))
+    causes = {
+        "offline": "adb had it and gets no answer from it any more",
+        "no permissions": "this account may not open its USB port",
+        "connecting": "adb is still talking to it for the first time",
+    }
+    cause = causes.get(state, f"adb lists it as '{state}'")
+    return DeviceUnusable(cause, device=spec, hint=hints.get(state, "restart it"))
 
 
 def unauthorized(spec: str) -> DeviceUnauthorized:

@@ -77,6 +77,8 @@ class _Listed:
     def status(self, state: str, **values: object) -> DeviceStatus:
         """A status of this thing."""
         about: dict[str, object] = {"spec": self.spec, "state": state, "name": self.name, "server": self.server}
+        if self.row is not None:
+            about["model"] = self.row.model
         if self.entry is not None:
             about |= {"tags": self.entry.tags, "notes": self.entry.notes}
         return DeviceStatus.model_validate({**about, "usable": False, **values})
