@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.benchmarks.devices.adb_attached import AdbChoice, parse_choice
+from edgekit.benchmarks.devices.adb_attached import AdbChoice, parse_choice, parse_devices, state_problem
 from edgekit.benchmarks.devices.adb_server import chosen_servers, server_socket
 from edgekit.benchmarks.devices.inventory import (
     entry_of,
@@ -21,6 +21,9 @@ from edgekit.benchmarks.devices.inventory import (
 from edgekit.benchmarks.devices.registry import open_device, resolve
 from edgekit.cli.app import run_command_line
 from edgekit.errors import UserError
+from edgekit.pipeline.learning import WorkloadIdentity
+from edgekit.pipeline.run import RunOptions, open_run, run_id_of
+from edgekit.recipe import Recipe
 
 INVENTORY = """\
 schema_version: 1
@@ -212,3 +215,62 @@ def test_no_argument_reaches_adb_unchecked(argument: str) -> None:
         return
     for part in (choice.serial, choice.model, choice.server):
         assert part is None or (part.isascii() and part.isprintable() and not part.startswith("-"))
+
+
+_ROWS = st.lists(
+    st.one_of(
+        st.text(max_size=80),
+        st.builds(
+            lambda serial, state, rest: f"{serial}  {state} {rest}",
+            st.text(max_size=20),
+            st.sampled_from(["device", "offline", "unauthorized", "no permissions (x)", "recovery", "dev ice"]),
+            st.text(max_size=40),
+        ),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_ROWS)
+def test_no_list_of_adbs_breaks_it(rows: list[str]) -> None:
+    """Whatever a server answers: printable serials, each once, each a device or with a reason and a remedy."""
+    found = parse_devices("\n".join(["List of devices attached", *rows]))
+    assert len({row.serial for row in found}) == len(found)
+    for row in found:
+        assert row.serial.isprintable()
+        assert len(row.serial) <= 128
+        problem = state_problem(row)
+        assert problem.hint if problem else row.state == "device"
+
+
+def test_a_list_without_end_is_cut() -> None:
+    """A server that lists a million devices, or one with an endless name, costs no more than a real one."""
+    text = "List of devices attached\n" + "".join(f"s{n} device\n" for n in range(100_000))
+    assert len(parse_devices(text)) == 512
+    assert parse_devices(f"List of devices attached\n{'x ' * 500_000}device\n") == ()
+
+
+def _recipe(*devices: dict[str, object]) -> Recipe:
+    return Recipe.model_validate({"name": "r", "workload": "w.py:w", "devices": devices})
+
+
+def test_a_run_knows_which_device_a_name_meant(inventory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a name goes to another phone, a finished run is another run; specs give the id they always gave."""
+    identity = WorkloadIdentity(source="s", params={}, train=None, calibration=None, evaluation=None)
+    named, plain = _recipe({"spec": "pixel"}), _recipe({"spec": "local"})
+    before, plain_id = run_id_of(named, identity), run_id_of(plain, identity)
+    assert run_id_of(named, identity) == before
+    inventory.write_text((INVENTORY % "x").replace("R5CT30ABCDE", "ANOTHER"))
+    assert run_id_of(named, identity) != before
+    monkeypatch.delenv("EDGEKIT_INVENTORY")
+    assert run_id_of(plain, identity) == plain_id
+
+
+def test_a_misspelt_device_is_said_before_training(inventory: Path, tmp_path: Path) -> None:
+    """Not after the hours it takes; a device the recipe can do without is said when its turn comes."""
+    options = RunOptions(workspace=tmp_path / "runs", base=tmp_path)
+    with pytest.raises(UserError, match="did you mean 'pixel'"):
+        open_run(_recipe({"spec": "pixle"}), options)
+    with pytest.raises(UserError, match=r"w\.py"):  # it went on to the workload, which is not there
+        open_run(_recipe({"spec": "pixle", "required": False}), options)

@@ -35,6 +35,7 @@ _ROW = re.compile(
     r"sideload|host|detached|unknown|no permissions)(?P<rest>[\s;].*)?"
 )
 _LIST_SECONDS = 15.0
+_MAX_ROW, _MAX_ROWS = 1000, 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +56,11 @@ def parse_devices(text: str) -> tuple[AttachedDevice, ...]:
         if line.startswith("List of devices attached"):
             break
     for line in lines:
-        row = _parse_row(line)
+        row = _parse_row(line[:_MAX_ROW])
         if row is not None and row.serial not in {r.serial for r in rows}:
             rows.append(row)
+        if len(rows) == _MAX_ROWS:
+            break
     return tuple(rows)
 
 

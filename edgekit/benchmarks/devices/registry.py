@@ -49,10 +49,12 @@ def resolve(spec: str) -> tuple[str, str | None]:
             inventory = load_inventory()
             name = inventory.tagged(spec.removeprefix(prefix), kind=kind)
             return inventory.devices[name].spec, name
-    if ":" in spec or spec in DEVICES.names():
+    kinds = DEVICES.names()
+    kind, separator, _ = spec.partition(":")
+    if kind in kinds:
         return spec, None
-    devices = load_inventory().devices
-    if spec not in devices:
-        known = [*DEVICES.names(), *devices]
-        raise UserError(f"unknown device {spec[:100]!r}; {near_miss(spec, known)}", hint="see `edgekit devices`")
-    return devices[spec].spec, spec
+    devices = {} if separator else load_inventory().devices
+    if kind not in devices:
+        known = near_miss(kind, [*kinds, *devices])
+        raise UserError(f"unknown device {kind[:100]!r}; {known}", hint="see `edgekit devices`")
+    return devices[kind].spec, kind
