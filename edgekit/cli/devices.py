@@ -63,7 +63,8 @@ def devices(
 ) -> int:
     """What is attached and in the inventory, with facts and health, and why a thing cannot be used.
 
-    Hosts behind ssh are asked only when they are named, here or in the inventory.
+    Hosts behind ssh are asked only when they are named, here or in the inventory. `--inventory FILE` and
+    `--adb-server HOST:PORT` (in any command) say where to look.
     """
     from edgekit.benchmarks.devices.listing import list_devices
 

@@ -17,6 +17,8 @@ from support.adb_server import private_adb_server
 from support.fake_adbd import FakeAdbd
 from support.fake_android import FakePhone, battery, thermal
 
+from edgekit.api import benchmark
+from edgekit.artifact import Artifact, Format, Passport, Scheme, TensorSpec
 from edgekit.benchmarks.devices.adb_attached import attached, choose
 from edgekit.benchmarks.devices.adb_client import AdbClient
 from edgekit.benchmarks.devices.base import Deadline
@@ -24,7 +26,8 @@ from edgekit.benchmarks.devices.listing import list_devices
 from edgekit.benchmarks.devices.registry import device_lock
 from edgekit.benchmarks.values import DeviceStatus
 from edgekit.cli.app import run_command_line
-from edgekit.errors import DeviceUnusable
+from edgekit.errors import DeviceNoPython, DeviceUnusable
+from edgekit.schema import sha256_of
 
 PYTHON = Path(sys.executable)
 
@@ -232,6 +235,29 @@ def test_a_hostile_device_cannot_dress_up(
     assert "[red]x[/red]" in shown
     assert "\x1b" not in shown
     assert len(record["info"]["soc"]) <= 200
+
+
+def test_a_benchmark_on_a_phone_says_what_it_needs(server: tuple[AdbClient, int], tmp_path: Path) -> None:
+    """One clear error before anything is sent: the phone's folder stays empty."""
+    model = tmp_path / "tiny.tflite"
+    model.write_bytes(b"no runtime reads this before the phone is asked for its Python")
+    tensor = TensorSpec(name="x", shape=(1, 4), dtype="float32")
+    passport = Passport(
+        name="tiny",
+        format=Format.TFLITE,
+        scheme=Scheme.FP32,
+        file=model.name,
+        sha256=sha256_of(model),
+        size_bytes=model.stat().st_size,
+        inputs=(tensor,),
+        outputs=(tensor,),
+        ops=(),
+    )
+    with _connected(server[0], tmp_path, {"a": _phone("S1", python=None)}) as fakes:
+        with pytest.raises(DeviceNoPython, match="native runner of edgekit's app") as caught:
+            benchmark(Artifact(path=model, passport=passport), f"adb:{fakes['a'].serial}", workspace=tmp_path / "runs")
+        assert not list((tmp_path / "a" / "edgekit" / "cas").iterdir())
+    assert caught.value.hint
 
 
 def test_ctrl_c_ends_what_was_asked(server: tuple[AdbClient, int], tmp_path: Path) -> None:

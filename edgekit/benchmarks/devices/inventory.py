@@ -26,8 +26,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from edgekit.benchmarks.devices.adb_attached import parse_choice
 from edgekit.benchmarks.devices.adb_server import checked_server
 from edgekit.benchmarks.devices.health import Floors
+from edgekit.benchmarks.devices.ssh_target import parse_target
 from edgekit.errors import UserError
 from edgekit.schema import Record, near_miss
 from edgekit.yaml_file import YamlError, read_yaml, record_of
@@ -94,13 +96,41 @@ class InventoryEntry(Record):
         except UserError as e:
             raise ValueError(e.message) from e
 
+    @field_validator("runtime")
+    @classmethod
+    def _known_runtimes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from edgekit.runtimes.catalog import RUNTIMES
+
+        for name in value:
+            if name not in RUNTIMES.names():
+                raise ValueError(f"unknown runtime '{name}'; {near_miss(name, RUNTIMES.names())}")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _a_spec(cls, value: str) -> str:
+        """A device that could be there; whether it is, is not asked when the file is read."""
+        from edgekit.benchmarks.devices.registry import DEVICES
+
+        kind, _, argument = value.partition(":")
+        if kind == "tag" or value.startswith("adb:tag:"):
+            raise ValueError("a tag names what an inventory has; give the device itself")
+        if kind not in DEVICES.names():
+            raise ValueError(f"unknown device {kind[:80]!r}; {near_miss(kind, DEVICES.names())}")
+        try:
+            if kind == "adb":
+                parse_choice(argument or None)
+            elif kind == "ssh":
+                parse_target(argument)
+        except UserError as e:
+            raise ValueError(e.message) from e
+        if not value.isprintable():
+            raise ValueError("holds characters that cannot be shown")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         kind = self.device.partition(":")[0]
-        if kind == "tag" or self.device.startswith("adb:tag:"):
-            raise ValueError("device: a tag names what an inventory has; give the device itself")
-        if not self.device.isprintable():
-            raise ValueError("device: holds characters that cannot be shown")
         if self.adb_server is not None and (kind != "adb" or "@" in self.device):
             raise ValueError("adb_server: goes with `adb:SERIAL` or `adb:model:NAME` only, and once")
         return self

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextvars
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from edgekit.benchmarks.devices.adb_attached import TCP_SERIAL, AttachedDevice, attached, parse_choice, state_problem
 from edgekit.benchmarks.devices.adb_attached import matches as row_matches
@@ -16,20 +13,18 @@ from edgekit.benchmarks.devices.adb_server import chosen_servers
 from edgekit.benchmarks.devices.base import Deadline, Device
 from edgekit.benchmarks.devices.health import Floors, health_problems, health_warnings, python_problem
 from edgekit.benchmarks.devices.inventory import InventoryEntry, entry_of, load_inventory
+from edgekit.benchmarks.devices.parallel import in_parallel
 from edgekit.benchmarks.devices.posix import PosixDevice
-from edgekit.benchmarks.devices.process import CANCELLED
 from edgekit.benchmarks.devices.registry import device_lock, open_device, resolve
 from edgekit.benchmarks.devices.state import read_state
 from edgekit.benchmarks.values import DeviceInfo, DeviceState, DeviceStatus
-from edgekit.errors import DeviceBusy, DeviceError, EdgekitError
+from edgekit.errors import DeviceBusy, DeviceError, EdgekitError, UserError
 
 __all__ = ["list_devices"]
 
 _LIST_SECONDS = 20.0
 _CONNECT_SECONDS = 20.0
 _PROBE_SECONDS = 15.0
-_CLEANUP_SECONDS = 3.0
-_AT_A_TIME = 8
 
 _STATES = {
     "DEVICE_BATTERY_LOW": "battery low",
@@ -49,9 +44,6 @@ _REMEDIES = {
     "unusable": "`edgekit --debug devices` shows what was tried",
 }
 """Where the error itself has none."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +92,9 @@ def list_devices(probe: bool = True, named: Sequence[str] = ()) -> tuple[DeviceS
     """
     if named:
         things = [_named(spec) for spec in named]
-        return _merged(_in_threads(lambda thing: _examined(thing, probe), things))
+        return _merged(in_parallel(lambda thing: _examined(thing, probe), things))
     things, failed = _attached_and_listed()
-    found = _in_threads(lambda thing: _examined(thing, probe) if _is_asked(thing) else _board_status(thing), things)
+    found = in_parallel(lambda thing: _examined(thing, probe) if _is_asked(thing) else _board_status(thing), things)
     return _merged([*found, *failed])
 
 
@@ -126,7 +118,7 @@ def _attached_and_listed() -> tuple[list[_Listed], list[DeviceStatus]]:
     servers = dict.fromkeys((*chosen_servers(), *(e.adb_server for e in entries.values() if e.adb_server)))
     rows: list[tuple[AdbClient, AttachedDevice]] = []
     failed: list[DeviceStatus] = []
-    for found, status in _in_threads(_rows_of, list(servers)):
+    for found, status in in_parallel(_rows_of, list(servers)):
         rows += found
         failed += [status] if status else []
     things = [_Listed(spec="local")]
@@ -188,6 +180,10 @@ def _examined(thing: _Listed, probe: bool) -> DeviceStatus:
         device = open_device(thing.spec)
     except DeviceError as e:
         return thing.sick(e, state=_absent(thing, e))
+    except UserError as e:
+        if thing.entry is None:
+            raise
+        return thing.sick(e)
     thing = replace(thing, spec=device.spec)  # `adb:model:NAME` is a serial now
     if isinstance(device, PosixDevice) and _is_asked(thing):
         device.connect_seconds = _CONNECT_SECONDS
@@ -260,41 +256,3 @@ def _merged(found: Sequence[DeviceStatus]) -> tuple[DeviceStatus, ...]:
 def _rank(status: DeviceStatus) -> tuple[bool, bool, bool]:
     serial = status.spec.partition(":")[2].partition("@")[0]
     return status.spec != "local", status.name is None, TCP_SERIAL.fullmatch(serial) is not None
-
-
-def _in_threads(step: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    """`step` of each item, several at a time, in order. Ctrl-C ends what they run, and is raised here."""
-    cancelled = threading.Event()
-    slots = threading.Semaphore(_AT_A_TIME)
-    ended = threading.Semaphore(0)  # not Thread.join: in Python 3.11 an interrupted one returns at once from then on
-    results: dict[int, U] = {}
-    errors: dict[int, BaseException] = {}
-
-    def work(place: int, item: T) -> None:
-        CANCELLED.set(cancelled)
-        try:
-            with slots:
-                if not cancelled.is_set():
-                    results[place] = step(item)
-        except BaseException as e:  # noqa: BLE001  raised again below, in the caller's thread
-            errors[place] = e
-        finally:
-            ended.release()
-
-    for place, item in enumerate(items):
-        run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(work, place, item), daemon=True).start()
-    waiting = len(items)
-    try:
-        while waiting:
-            ended.acquire()
-            waiting -= 1
-    except KeyboardInterrupt:
-        cancelled.set()
-        deadline = Deadline.after(_CLEANUP_SECONDS)
-        for _ in range(waiting):
-            ended.acquire(timeout=deadline.remaining)
-        raise
-    for place in sorted(errors):
-        raise errors[place]
-    return [results[place] for place in range(len(items))]
