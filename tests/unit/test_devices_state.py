@@ -15,6 +15,7 @@ from edgekit.benchmarks.devices.android import parse_battery, parse_thermal
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.facts import PROBE_SCRIPT, device_info
 from edgekit.benchmarks.devices.local import LocalDevice
+from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.benchmarks.devices.process import run_bounded
 from edgekit.benchmarks.devices.state import STATE_SCRIPT, device_state, read_state
 
@@ -212,6 +213,16 @@ def test_this_hosts_state_is_one_command(local_device: LocalDevice, monkeypatch:
     assert len(calls) == 1
     assert state.clock_offset_s == 0
     assert state.free_bytes
+
+
+@pytest.mark.parametrize("place", ["ssh_device", "board"])
+def test_a_boards_state_is_told_over_its_link(place: str, request: pytest.FixtureRequest) -> None:
+    """The same script over a real sshd and a real adbd."""
+    device: PosixDevice = request.getfixturevalue(place)
+    state = read_state(device, Deadline.after(20))
+    assert state.spec == device.spec
+    assert state.clock_offset_s == 0
+    assert None not in (state.free_bytes, state.load_average_1m, state.uptime_s)
 
 
 # A Tensor G3: four, four and one core; the kernel scales each cluster as one.
