@@ -215,7 +215,9 @@ def test_this_hosts_state_is_one_command(local_device: LocalDevice, monkeypatch:
     assert state.free_bytes
 
 
-@pytest.mark.parametrize("place", ["ssh_device", "board"])
+@pytest.mark.parametrize(
+    "place", ["ssh_device", pytest.param("board", marks=[pytest.mark.needs_root, pytest.mark.board])]
+)
 def test_a_boards_state_is_told_over_its_link(place: str, request: pytest.FixtureRequest) -> None:
     """The same script over a real sshd and a real adbd."""
     device: PosixDevice = request.getfixturevalue(place)
