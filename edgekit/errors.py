@@ -18,12 +18,15 @@ __all__ = [
     "Blame",
     "CommandError",
     "ConversionError",
+    "DeviceBatteryLow",
     "DeviceBusy",
     "DeviceDiskFull",
     "DeviceError",
     "DeviceFileMissing",
     "DeviceLost",
+    "DeviceNoPython",
     "DeviceTimeout",
+    "DeviceTooHot",
     "DeviceUnauthorized",
     "DeviceUnusable",
     "EdgekitError",
@@ -236,6 +239,12 @@ class DeviceUnauthorized(DeviceUnusable):
     code = "DEVICE_UNAUTHORIZED"
 
 
+class DeviceNoPython(DeviceUnusable):
+    """Nothing on the device can run edgekit's runner: no Python, or one that is too old."""
+
+    code = "DEVICE_NO_PYTHON"
+
+
 class HostKeyUnknown(DeviceUnusable):
     """An ssh host whose key nobody has confirmed; the message has its fingerprint."""
 
@@ -258,6 +267,20 @@ class DeviceDiskFull(DeviceError):
     """No space left on the device."""
 
     code = "DEVICE_DISK_FULL"
+
+
+class DeviceBatteryLow(DeviceError):
+    """The battery is below the floor for measuring; it will charge."""
+
+    code = "DEVICE_BATTERY_LOW"
+    transient = True
+
+
+class DeviceTooHot(DeviceError):
+    """The device is hotter than it may be, or slows itself down for heat; it will cool."""
+
+    code = "DEVICE_TOO_HOT"
+    transient = True
 
 
 class DeviceFileMissing(DeviceError):

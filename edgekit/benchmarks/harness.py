@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from edgekit.artifact import Artifact
 from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.devices.inventory import require_runtime
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
 from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, read_result
@@ -72,6 +73,7 @@ def measure(
     do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
+    require_runtime(info.spec, runtime.name)
     files = prepare_inputs(inputs, artifact.passport, work_dir)
     runner, runner_sha256 = pack_runner(work_dir)
     identity = runtime_identity(runtime, info)

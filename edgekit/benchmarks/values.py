@@ -18,6 +18,7 @@ __all__ = [
     "ColdStart",
     "Conditions",
     "DeviceInfo",
+    "DeviceState",
     "DeviceStatus",
     "Gates",
     "Memory",
@@ -31,10 +32,14 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Cluster(Record):
-    """Cores that share a maximum clock (big.LITTLE); `cores` are CPU numbers."""
+    """Cores that are alike and share a clock (big.LITTLE); `cores` are CPU numbers."""
 
     cores: tuple[int, ...]
     max_khz: int | None = None
+    capacity: int | None = None
+    """The kernel's `cpu_capacity`: 1024 is the fastest core of the device at its fastest clock."""
+    name: Literal["little", "mid", "big"] | None = None
+    """None where all cores are alike."""
 
 
 class DeviceInfo(Record):
@@ -59,11 +64,19 @@ class DeviceInfo(Record):
     kernel: str | None = None
     abi: str | None = None
     """`uname -m`: x86_64, aarch64, armv7l."""
+    abis: tuple[str, ...] = ()
+    """What Android can load, the preferred first: arm64-v8a, armeabi-v7a."""
     libc: str | None = None
     python: str | None = None
     """`3.13.5`, or None where the device has no Python."""
     governor: str | None = None
     android_api: int | None = None
+    build_fingerprint: str | None = None
+    """`ro.build.fingerprint`: names one build of Android."""
+    security_patch: str | None = None
+    """Android's security patch level, `2026-05-05`."""
+    is_rooted: bool | None = None
+    """Whether commands run as root there, or an Android has `su`."""
     emulated: bool = False
     """True where a latency measured here is not a hardware latency."""
     emulation: str | None = None
@@ -78,16 +91,57 @@ class DeviceInfo(Record):
         return digest(self.model_dump(mode="json", exclude={"boot_id", "schema_version"}))
 
 
+class DeviceState(Record):
+    """What changes from minute to minute on a device; never part of its fingerprint. Not told is None."""
+
+    spec: str
+    battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    battery_status: Literal["unknown", "charging", "discharging", "not charging", "full"] | None = None
+    battery_milli_c: int | None = None
+    """Milli-degrees Celsius."""
+    power_sources: tuple[str, ...] = ()
+    """What it is fed by: `AC`, `USB`, `Wireless`, `Dock`, or the kernel's names of mains supplies."""
+    thermal_status: Annotated[int, Field(ge=0, le=6)] | None = None
+    """Android's: 0 none, 1 light, 2 moderate, 3 severe, 4 critical, 5 emergency, 6 shutdown."""
+    hottest_zone: str | None = None
+    hottest_milli_c: int | None = None
+    load_average_1m: Annotated[float, Field(ge=0)] | None = None
+    free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Free where edgekit's folder is."""
+    clock_offset_s: int | None = None
+    """The device's wall clock less this host's, the least that fits what was read: 0 when they may agree."""
+    uptime_s: Annotated[float, Field(ge=0)] | None = None
+    notes: tuple[str, ...] = ()
+    """What makes these numbers doubtful: values overridden for a test, a clock that is off."""
+    unmeasured: dict[str, str] = Field(default_factory=dict)
+    """Field name to the reason it is None."""
+
+
 class DeviceStatus(Record):
     """One line of `edgekit devices`: what is attached, and why it cannot be used if so."""
 
     spec: str
     state: str
-    """`ready`, or the transport's own word: `unauthorized`, `offline`, …"""
+    """`ready`, `too hot`, `battery low`, `no space`, `busy`, `no python`, …, or adb's own word: `unauthorized`, …"""
     usable: bool
+    code: str | None = None
+    """The code of the error that measuring on it would end with."""
     reason: str | None = None
     hint: str | None = None
     info: DeviceInfo | None = None
+    conditions: DeviceState | None = None
+    warnings: tuple[str, ...] = ()
+    """What does not stop a measurement and should be known."""
+    name: str | None = None
+    """In the inventory."""
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+    model: str | None = None
+    """adb's word for the model, which it knows without asking; None where it does not."""
+    server: str | None = None
+    """The adb server it is attached to, `HOST:PORT`; None is adb's default."""
+    also: tuple[str, ...] = ()
+    """Other names under which this same device is attached."""
 
 
 class Plan(Record):

@@ -124,7 +124,7 @@ def _board() -> Finding:
 
 
 def _devices() -> list[Finding]:
-    from edgekit.benchmarks.devices.registry import list_devices
+    from edgekit.benchmarks.devices.listing import list_devices
     from edgekit.cli.devices import describe
 
     return [

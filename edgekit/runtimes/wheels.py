@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.benchmarks.devices.health import require_python
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceUnusable, HostError
 from edgekit.runtimes.catalog import RuntimeSpec
@@ -58,11 +59,8 @@ class Target:
 
 def target_of(info: DeviceInfo) -> Target:
     """What wheels must fit to run on the device `info`. Raises DeviceUnusable where it cannot take any."""
-    if info.python is None:
-        raise DeviceUnusable(
-            "there is no python3 on it", device=info.spec, hint="install Python 3.10 or newer on the device"
-        )
-    version = re.match(r"(\d+)\.(\d+)", info.python)
+    require_python(info)
+    version = re.match(r"(\d+)\.(\d+)", info.python or "")
     if not version or not info.abi:
         raise DeviceUnusable(f"cannot tell its Python ({info.python}) or ABI ({info.abi})", device=info.spec)
     libc = (info.libc or "").lower()

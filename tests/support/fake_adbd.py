@@ -7,10 +7,12 @@ Speaks enough of AOSP's `protocol.txt` for the real client: CNXN, AUTH, OPEN / O
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import subprocess
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -25,9 +27,20 @@ class FakeAdbd:
     `mode`: `ready`, `unauthorized` (asks for a key and takes none), `mute` (accepts and says nothing).
     """
 
-    def __init__(self, *, mode: str = "ready", features: str = "shell_v2,cmd") -> None:
+    def __init__(
+        self,
+        *,
+        mode: str = "ready",
+        features: str = "shell_v2,cmd",
+        model: str = "fake",
+        path: Path | None = None,
+    ) -> None:
         self.mode = mode
         self.features = features
+        self.model = model
+        self.path = path
+        """The only folder with programs that its shell finds (see `fake_android`); None is this host's PATH. Its
+        parent stands for the device's `/data/local/tmp`."""
         self.cut_reply_after: int | None = None
         """Close the connection after that many bytes of a shell's stream, once."""
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -41,6 +54,12 @@ class FakeAdbd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.go_away()
+
+    def go_away(self) -> None:
+        """Close every connection and take no new one: adb lists it as offline from then on."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # a thread in accept() would keep the port open
         self._listener.close()
         for connection in self._sockets:
             with contextlib.suppress(OSError):
@@ -81,7 +100,9 @@ class _Session:
                 if kind == b"CNXN" or first == 2:  # 2: a signature. 3: a key to ask the user about; no answer comes
                     self._send(b"AUTH", 1, 0, b"x" * 20)
             else:
-                banner = f"device::ro.product.name=fake;ro.product.model=fake;features={self._adbd.features}"
+                banner = (
+                    f"device::ro.product.name=fake;ro.product.model={self._adbd.model};features={self._adbd.features}"
+                )
                 self._send(b"CNXN", _VERSION, _MAX_PAYLOAD, banner.encode())
         elif kind == b"OPEN":
             local, self._next_id = self._next_id, self._next_id + 1
@@ -99,8 +120,12 @@ class _Session:
             self._acknowledged[second].release()
 
     def _shell(self, script: bytes, local: int, remote: int) -> None:
+        path = self._adbd.path
+        if path is not None:
+            script = script.replace(b"/data/local/tmp", os.fsencode(path.parent))
         done = subprocess.run(
             ["/bin/sh", "-c", script],
+            env={**os.environ, "PATH": str(path)} if path else None,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
 _CLEANUP_SECONDS = 1.5
-_CONNECT_SECONDS = 60.0
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
 _SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi; }; '
 
@@ -61,6 +60,9 @@ class PosixDevice:
 
     setsid = "setsid"
     """What begins a new session on the device, as shell words."""
+
+    connect_seconds = 60.0
+    """How long entering may take."""
 
     def __init__(self, *, spec: str, transport: Transport, root: PurePosixPath, python: str = "python3") -> None:
         if not root.is_absolute():
@@ -86,7 +88,7 @@ class PosixDevice:
         return self._root / "jobs" / checked_name(job)
 
     def __enter__(self) -> Self:
-        deadline = Deadline.after(_CONNECT_SECONDS)
+        deadline = Deadline.after(self.connect_seconds)
         self._transport.open(deadline)
         try:
             self._settle(deadline)

@@ -8,14 +8,19 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import IO, Any
 
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, Reply
 from edgekit.errors import DeviceTimeout, HostError, OutputLimitError
 
-__all__ = ["end_group", "run_bounded"]
+__all__ = ["CANCELLED", "end_group", "run_bounded"]
+
+CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
+"""Once set, what runs in this context is ended as by Ctrl-C (which only the main thread is told of)."""
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +104,9 @@ def _drain(
                 raise OutputLimitError(
                     f"printed more than {max_output >> 20} MiB; the command was killed", device=device
                 )
+            cancelled = CANCELLED.get()
+            if cancelled is not None and cancelled.is_set():
+                raise KeyboardInterrupt
             if tick is not None:
                 tick()
     out, err = kept.values()
