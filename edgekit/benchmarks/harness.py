@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekit.artifact import Artifact
+from edgekit.benchmarks.affinity import with_cores_of
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Needed, Watched
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
@@ -72,6 +73,7 @@ def measure(
     do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
+    plan = with_cores_of(info, plan)
     files = prepare_inputs(inputs, artifact.passport, work_dir)
     runner, runner_sha256 = pack_runner(work_dir)
     identity = runtime_identity(runtime, info)
