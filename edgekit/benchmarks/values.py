@@ -14,14 +14,17 @@ from pydantic import Field
 from edgekit.schema import Record, digest
 
 __all__ = [
+    "Block",
     "Cluster",
     "ColdStart",
     "Conditions",
     "DeviceInfo",
     "DeviceState",
     "DeviceStatus",
+    "Energy",
     "Gates",
     "Memory",
+    "Operator",
     "Plan",
     "Run",
     "RunStatus",
@@ -150,8 +153,10 @@ class Plan(Record):
     threads: Positive = 1
     delegate: Literal["default", "xnnpack", "none"] = "default"
     """`default` is what the runtime does by itself; `none` refuses delegates where the runtime lets one."""
-    cores: tuple[int, ...] | None = None
-    """CPU numbers to pin to; None leaves the scheduler free."""
+    cores: tuple[int, ...] | Literal["big", "little", "all"] | None = None
+    """CPU numbers to pin to, or a cluster of the device; None leaves the scheduler free."""
+    allow_fallback: bool = False
+    """Whether a run may go on without the delegate that was asked for; it is flagged then."""
     cold_starts: Annotated[int, Field(ge=0)] = 5
     warmup_min_runs: Annotated[int, Field(ge=0)] = 10
     warmup_max_seconds: Annotated[float, Field(ge=0)] = 5.0
@@ -160,7 +165,20 @@ class Plan(Record):
     max_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Sampling stops here even if `min_samples` was not reached; the run then says so."""
     memory: bool = True
+    profile: bool = False
+    """A pass of its own with the runtime's profiler on: time by operator."""
+    energy: bool = False
+    """A pass of its own in which the power is read, where the device tells it."""
     accuracy: bool = True
+    max_temperature_c: Annotated[float, Field(gt=0, le=150)] | None = None
+    """No repeat begins while a thermal zone is hotter."""
+    min_battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    allow_charging: bool = True
+    """False waits until the battery is not being charged."""
+    max_load: Annotated[float, Field(gt=0)] | None = None
+    """Of the last minute, the job's own included."""
+    gate_wait_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a job may wait for these conditions in all; after that it measures all the same and says so."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 900.0
     """For the whole job on the device."""
 
@@ -198,6 +216,7 @@ class Memory(Record):
 
     baseline_rss_bytes: int | None = None
     """After the runtime was imported, before the model was opened."""
+    baseline_pss_bytes: int | None = None
     loaded_rss_bytes: int | None = None
     """After the model was loaded."""
     peak_rss_bytes: int | None = None
@@ -216,6 +235,45 @@ class Conditions(Record):
     cpu_khz: dict[str, int] = Field(default_factory=dict)
     """CPU name (`cpu0`) to its clock."""
     governor: str | None = None
+    wall_ns: int | None = None
+    """The device's wall clock; only to see it jump, never to measure with."""
+    battery_percent: int | None = None
+    is_charging: bool | None = None
+
+
+class Block(Record):
+    """A stretch of samples, and what the device was like before it."""
+
+    samples: int
+    waited_ns: int
+    """For the plan's conditions."""
+    state: Conditions
+
+
+class Operator(Record):
+    """What the runtime's profiler tells of one operator (or one node), over all profiled inferences."""
+
+    name: str
+    type: str
+    calls: int
+    total_ns: int
+
+
+class Energy(Record):
+    """What the device drew while it inferred beyond what it draws idle; milliwatts and millijoules."""
+
+    source: str
+    """What was read: a power supply's name, or the board's power controller."""
+    idle_mw: float
+    busy_mw: float
+    idle_error_mw: float
+    """Standard error of the mean."""
+    busy_error_mw: float
+    inferences: int
+    seconds: float
+    mj_per_inference: float
+    error_mj: float
+    """Standard error of `mj_per_inference`."""
 
 
 class RuntimeFacts(Record):
@@ -229,6 +287,8 @@ class RuntimeFacts(Record):
     """The delegate in use (`XNNPACK`), None where none is."""
     delegate_nodes: int | None = None
     total_nodes: int | None = None
+    interface: str | None = None
+    """The runtime's calls that were timed: `run_with_iobinding`."""
     python: str | None = None
 
 
@@ -262,12 +322,18 @@ class Run(Record):
     cold_starts: tuple[ColdStart, ...] = ()
     warmup_ns: tuple[int, ...] = ()
     latency_ns: tuple[int, ...] = ()
-    """One per inference: numpy inputs in, numpy outputs out, batch as the artifact has it."""
+    """One per sample: time per inference, numpy inputs in, numpy outputs out, batch as the artifact has it."""
+    calls_per_sample: Positive = 1
+    """Inferences that one sample timed together (more than 1 below 100 µs)."""
+    blocks: tuple[Block, ...] = ()
+    """Consecutive stretches of `latency_ns`."""
     sampled_every: Positive = 1
-    """Every k-th inference is in `latency_ns` (k > 1 where the model is too quick to keep them all)."""
+    """Every k-th sample is in `latency_ns` (k > 1 where the model is too quick to keep them all)."""
     stopped_by: str | None = None
     """`minimum reached` or `max_seconds`."""
     memory: Memory | None = None
+    operators: tuple[Operator, ...] | None = None
+    energy: Energy | None = None
     before: Conditions | None = None
     after: Conditions | None = None
     evaluated: int | None = None
@@ -279,6 +345,6 @@ class Run(Record):
     flags: tuple[str, ...] = ()
     """What makes the numbers doubtful, found while measuring."""
     phase_ns: dict[str, int] = Field(default_factory=dict)
-    """Wall time of each phase on the device (`cold`, `warm`, `memory`, `accuracy`)."""
+    """Wall time of each phase on the device (`cold`, `warm`, `memory`, `profile`, `energy`, `accuracy`)."""
     host_ns: dict[str, int] = Field(default_factory=dict)
     """Wall time of each part on the host (`push`, `run`, `pull`, `total`)."""

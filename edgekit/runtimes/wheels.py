@@ -18,7 +18,7 @@ from edgekit.benchmarks.devices.health import require_python
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceUnusable, HostError
 from edgekit.runtimes.catalog import RuntimeSpec
-from edgekit.schema import Record, digest, read_record, sha256_of, write_atomically
+from edgekit.schema import Record, digest, known_sha256, read_record, sha256_of, write_atomically
 
 __all__ = ["CachedWheel", "Target", "resolve_wheels", "target_of"]
 
@@ -106,7 +106,7 @@ def _cached(folder: Path) -> tuple[tuple[Path, str], ...] | None:
     try:
         manifest = read_record(_Manifest, folder / "manifest.json")
         wheels = tuple((folder / Path(w.file).name, w.sha256) for w in manifest.wheels)
-        if any(sha256_of(path) != sha for path, sha in wheels):
+        if any(known_sha256(path) != sha for path, sha in wheels):
             return None
     except (OSError, ValueError):
         return None

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from edgekit.benchmarks.devices.base import Deadline
+from edgekit.benchmarks.devices.base import Deadline, Launch, Needed
 from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.errors import (
     CommandError,
@@ -321,6 +321,56 @@ def test_a_job_is_not_started_again_after_its_end(device: PosixDevice, job: str)
     assert device.start(job, ["true"], _soon())
     _until_dead(device, job)
     assert not device.start(job, ["true"], _soon())
+
+
+RUNNER = """
+for i in 1 2 3; do echo "{\\"beat\\": $i}" > p; mv p progress.json; sleep 0.3; done
+cat told > result.json
+"""
+"""As the runner does it: lines of progress, each by rename, then a result."""
+
+
+def test_launch_stays_with_a_job_to_its_result(device: PosixDevice, job: str) -> None:
+    """Each new line of its progress is passed on, and the result comes with the same call."""
+    lines: list[str] = []
+    launch = Launch(job=job, argv=["sh", "-c", RUNNER], files={"told": b'{"a": "it\'s $HOME"}\n'})
+    watched = device.launch(launch, _soon(), seconds=15, on_line=lines.append)
+    assert watched.started
+    assert watched.result == b'{"a": "it\'s $HOME"}\n'
+    assert lines == ['{"beat": 1}', '{"beat": 2}', '{"beat": 3}']
+    again = device.launch(launch, _soon(), seconds=15, on_line=lines.append)
+    assert (again.started, again.result) == (False, watched.result)
+
+
+def test_launch_starts_nothing_when_a_file_misses(device: PosixDevice, job: str, tmp_path: Path) -> None:
+    """Files are told by path and size, folders by path; what misses is named, and there is no job."""
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    here = device.put(source, _soon())
+    absent = device.stored("0" * 64)
+    needed = (
+        Needed(path=here, size=3),
+        Needed(path=here, size=4),
+        Needed(path=absent, size=3),
+        Needed(path=device.root / "cas", size=None),
+        Needed(path=absent, size=None),
+    )
+    launch = Launch(job=job, argv=["true"], needed=needed)
+    watched = device.launch(launch, _soon(), seconds=1, on_line=lambda _line: None)
+    assert watched.missing == (here, absent, absent)
+    assert not watched.started
+    assert device.start(job, ["true"], _soon())
+
+
+def test_watch_ends_when_a_job_is_quiet_or_time_is_up(device: PosixDevice, job: str) -> None:
+    """A job that says nothing is not waited for until the deadline; it is left as it is."""
+    assert device.start(job, ["sleep", "60"], _soon())
+    began = time.monotonic()
+    watched = device.watch(job, _soon(60), seconds=50, on_line=lambda _line: None)
+    assert watched.result is None
+    assert time.monotonic() - began < 40
+    assert device.watch(job, _soon(), seconds=0.3, on_line=lambda _line: None).result is None
+    assert device.is_alive(job, _soon())
 
 
 def test_kill_ends_the_whole_group(device: PosixDevice, job: str) -> None:

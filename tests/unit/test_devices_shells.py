@@ -16,7 +16,7 @@ from edgekit.benchmarks.devices import jobs, local
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.local import LocalDevice, LocalTransport
 from edgekit.benchmarks.devices.process import run_bounded
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 
 SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "mksh": ["mksh"], "busybox": ["busybox", "sh"]}
 
@@ -27,8 +27,8 @@ class _ShellTransport(LocalTransport):
     def __init__(self, argv: list[str]) -> None:
         self._argv = argv
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
-        return run_bounded([*self._argv, "-c", script], deadline, device=self.name)
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        return run_bounded([*self._argv, "-c", script], deadline, device=self.name, on_output=on_output)
 
 
 def _soon() -> Deadline:

@@ -23,7 +23,7 @@ from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.facts import PROBE_SCRIPT, device_info
 from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.benchmarks.devices.script import command
-from edgekit.benchmarks.devices.transport import LinkDown, Reply
+from edgekit.benchmarks.devices.transport import LinkDown, OnOutput, Reply
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import (
     DeviceDiskFull,
@@ -87,8 +87,8 @@ class AdbTransport:
         if problem is not None:
             raise DeviceLost(problem.message.removeprefix(f"{self.name}: "), device=self.name, hint=problem.hint)
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
-        reply = self._run(["shell", "-n", "-T", script], deadline)
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        reply = self._run(["shell", "-n", "-T", script], deadline, on_output=on_output)
         self._raise_if_refused(reply)
         return reply
 
@@ -118,8 +118,16 @@ class AdbTransport:
             raise DeviceLost(f"fetching {source} broke off: {last_line(reply)}", device=self.name)
         watch()
 
-    def _run(self, arguments: list[str], deadline: Deadline, tick: Callable[[], None] | None = None) -> Reply:
-        return self._adb.run(["-s", self._serial, *arguments], deadline, device=self.name, tick=tick)
+    def _run(
+        self,
+        arguments: list[str],
+        deadline: Deadline,
+        *,
+        tick: Callable[[], None] | None = None,
+        on_output: OnOutput | None = None,
+    ) -> Reply:
+        argv = ["-s", self._serial, *arguments]
+        return self._adb.run(argv, deadline, device=self.name, tick=tick, on_output=on_output)
 
     def _raise_if_refused(self, reply: Reply) -> None:
         """The client's own complaints, which it makes instead of running anything."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from edgekit.benchmarks.devices.adb_server import server_socket
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.process import run_bounded
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.errors import DeviceLost, DeviceUnusable, HostError
 
 __all__ = ["MIN_PLATFORM_TOOLS", "AdbClient", "file_lock", "find_adb", "host_lock"]
@@ -63,9 +63,10 @@ class AdbClient:
         *,
         device: str = "adb",
         tick: Callable[[], None] | None = None,
+        on_output: OnOutput | None = None,
     ) -> Reply:
         """What `adb arguments…` said. Raises DeviceTimeout, OutputLimitError; an exit status proves nothing."""
-        return run_bounded(self.argv(*arguments), deadline, device=device, tick=tick)
+        return run_bounded(self.argv(*arguments), deadline, device=device, tick=tick, on_output=on_output)
 
     def start_server(self, deadline: Deadline) -> None:
         """Make sure the server runs. One start at a time on this host: racing starts fail one another."""

@@ -25,10 +25,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self, TypeVar
 
-from edgekit.benchmarks.devices.base import Completed, Deadline
+from edgekit.benchmarks.devices.base import Completed, Deadline, Launch, Watched
 from edgekit.benchmarks.devices.jobs import alive_script, kill_script, start_script
+from edgekit.benchmarks.devices.launching import Seen, launch_script, read_watched, watch_script
 from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, quote, under_root, unwrap, wrap
-from edgekit.benchmarks.devices.transport import LinkDown, Reply, Transport
+from edgekit.benchmarks.devices.transport import LinkDown, OnOutput, Reply, Transport
 from edgekit.errors import (
     CommandError,
     DeviceDiskFull,
@@ -135,13 +136,16 @@ class PosixDevice:
             sha, size = sha256_of(source), source.stat().st_size
         except OSError as e:
             raise HostError(f"cannot read {source}: {e.strerror}") from e
-        final = self._root / "cas" / sha
+        final = self.stored(sha)
         here = f"[ -f {quote(str(final))} ] && wc -c < {quote(str(final))} || echo none"
         # The size catches a file emptied by a power cut after its rename; the hash was checked when it was put.
         if self._query(here, deadline).strip() == str(size):
             return final
         self._retried("put", deadline, lambda: self._send(source, final, sha, deadline))
         return final
+
+    def stored(self, sha256: str) -> PurePosixPath:
+        return self._root / "cas" / checked_name(sha256)
 
     def write(self, path: PurePosixPath, data: bytes, deadline: Deadline) -> None:
         under_root(path, self._root)
@@ -151,12 +155,21 @@ class PosixDevice:
             sha = sha256_of(local)
             self._retried("write", deadline, lambda: self._send(local, path, sha, deadline))
 
-    def pull(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
+    def pull(
+        self,
+        source: PurePosixPath,
+        destination: Path,
+        deadline: Deadline,
+        *,
+        max_bytes: int,
+        sha256: str | None = None,
+    ) -> None:
         under_root(source, self._root)
         destination.parent.mkdir(parents=True, exist_ok=True)
         partial = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}.partial")
         try:
-            self._retried("pull", deadline, lambda: self._receive(source, partial, deadline, max_bytes))
+            if sha256 is None or not self._receive_known(source, partial, deadline, max_bytes, sha256):
+                self._retried("pull", deadline, lambda: self._receive(source, partial, deadline, max_bytes))
             os.replace(partial, destination)
         finally:
             partial.unlink(missing_ok=True)
@@ -176,6 +189,25 @@ class PosixDevice:
         if not owner:
             raise DeviceError(f"job {job} was begun by a caller that died before it could start it", device=self.spec)
         return owner == token
+
+    def launch(self, launch: Launch, deadline: Deadline, *, seconds: float, on_line: Callable[[str], None]) -> Watched:
+        token, folder = new_nonce(), self.job_dir(launch.job)
+        start = start_script(self._root / "jobs", launch.job, launch.argv, token, self.setsid, launch.env)
+        script = launch_script(folder, launch, start, token, seconds)
+        return self._watched(script, token, deadline, on_line)
+
+    def watch(self, job: str, deadline: Deadline, *, seconds: float, on_line: Callable[[str], None]) -> Watched:
+        return self._watched(watch_script(self.job_dir(job), seconds), "", deadline, on_line)
+
+    def _watched(self, script: str, token: str, deadline: Deadline, on_line: Callable[[str], None]) -> Watched:
+        def step() -> Watched:
+            reply = self._shell(script, deadline, on_output=Seen(self.spec, on_line))
+            if reply.returncode != 0:
+                self._raise_if_full(reply)
+                raise self._failed("start of a job", reply)
+            return read_watched(reply.stdout, token, self.spec)
+
+        return self._retried("watching a job", deadline, step)
 
     def is_alive(self, job: str, deadline: Deadline) -> bool:
         return bool(self._query(alive_script(self.job_dir(job)), deadline).strip())
@@ -230,6 +262,21 @@ class PosixDevice:
                 f"{source} arrived changed", device=self.spec, hint="is it still being written? pull it when it is done"
             )
 
+    def _receive_known(
+        self, source: PurePosixPath, partial: Path, deadline: Deadline, max_bytes: int, sha256: str
+    ) -> bool:
+        """Whether the file came and has the hash; False where it has to be asked about (and fetched with retries)."""
+        try:
+            self._transport.receive(source, partial, deadline, max_bytes=max_bytes)
+        except (DeviceTimeout, OutputLimitError):
+            raise
+        except DeviceError as e:
+            log.info("%s: %s did not come at once: %s", self.spec, source, e.message)
+        if partial.is_file() and sha256_of(partial) == sha256:
+            return True
+        partial.unlink(missing_ok=True)
+        return False
+
     def _query(self, body: str, deadline: Deadline) -> str:
         """What an idempotent script printed; retried when the link is lost. Raises CommandError when it failed."""
         reply = self._retried("query", deadline, lambda: self._shell(body, deadline))
@@ -238,12 +285,12 @@ class PosixDevice:
             raise self._failed(body.strip().splitlines()[0], reply)
         return reply.stdout.decode("utf-8", "replace")
 
-    def _shell(self, body: str, deadline: Deadline) -> Reply:
+    def _shell(self, body: str, deadline: Deadline, on_output: OnOutput | None = None) -> Reply:
         """One script to its end, whole. Kills what it left behind when it had to be given up."""
         nonce = new_nonce()
         script = wrap(body, nonce)
         try:
-            return unwrap(self._transport.shell(script, deadline), nonce, self.spec)
+            return unwrap(self._transport.shell(script, deadline, on_output=on_output), nonce, self.spec)
         except (DeviceTimeout, OutputLimitError, KeyboardInterrupt):
             if self._transport.outlives_client:
                 self._end_abandoned(nonce)
