@@ -47,10 +47,6 @@ def with_cores_of(info: DeviceInfo, plan: Plan) -> Plan:
     return plan.model_copy(update={"cores": cores})
 
 
-def _cluster(info: DeviceInfo, name: Literal["big", "little"]) -> tuple[int, ...]:
-    """The cores of the fastest or the slowest clusters; empty where all are alike."""
-    speeds = [c.max_khz or 0 for c in info.clusters]
-    if len(set(speeds)) < 2:
-        return ()
-    wanted = max(speeds) if name == "big" else min(speeds)
-    return tuple(sorted(core for c in info.clusters if (c.max_khz or 0) == wanted for core in c.cores))
+def _cluster(info: DeviceInfo, name: str) -> tuple[int, ...]:
+    """The cores of the clusters called so; empty where all cores are alike."""
+    return tuple(sorted(core for cluster in info.clusters if cluster.name == name for core in cluster.cores))

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from edgekit.artifact import Artifact
 from edgekit.benchmarks.affinity import with_cores_of
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Needed, Watched
-from edgekit.benchmarks.devices.inventory import require_runtime
+from edgekit.benchmarks.devices.inventory import require_runtime, with_floors_of
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
 from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, parse_result, read_result
@@ -75,7 +75,7 @@ def measure(
     """
     runtime = runtime or runtime_for(artifact.passport.format)
     require_runtime(info.spec, runtime.name)
-    plan = with_cores_of(info, plan)
+    plan = with_floors_of(info.spec, with_cores_of(info, plan))
     files = prepare_inputs(inputs, artifact.passport, work_dir)
     runner, runner_sha256 = pack_runner(work_dir)
     identity = runtime_identity(runtime, info)

@@ -90,8 +90,8 @@ class DeviceInfo(Record):
     """Changes with each boot; not part of the fingerprint."""
 
     def fingerprint(self) -> str:
-        """sha256 over the facts that make two measurements comparable (boot id left out)."""
-        return digest(self.model_dump(mode="json", exclude={"boot_id", "schema_version"}))
+        """sha256 over the facts that make two measurements comparable: not what it is called, not its boot id."""
+        return digest(self.model_dump(mode="json", exclude={"spec", "boot_id", "schema_version"}))
 
 
 class DeviceState(Record):

@@ -16,9 +16,9 @@ PHONE = DeviceInfo(
     serial="x",
     cores=8,
     clusters=(
-        Cluster(cores=(0, 1, 2, 3), max_khz=1_800_000),
-        Cluster(cores=(4, 5, 6), max_khz=2_400_000),
-        Cluster(cores=(7,), max_khz=2_900_000),
+        Cluster(cores=(0, 1, 2, 3), max_khz=1_800_000, name="little"),
+        Cluster(cores=(4, 5, 6), max_khz=2_400_000, name="mid"),
+        Cluster(cores=(7,), max_khz=2_900_000, name="big"),
     ),
 )
 
@@ -60,6 +60,6 @@ def test_clusters_are_the_devices_own() -> None:
 
 def test_a_device_of_equal_cores_has_no_big_ones() -> None:
     """The clusters that there are, are named; nothing is pinned quietly to something else."""
-    alike = PHONE.model_copy(update={"clusters": PHONE.clusters[:1]})
+    alike = PHONE.model_copy(update={"clusters": (Cluster(cores=tuple(range(8)), max_khz=1_800_000),)})
     with pytest.raises(UserError, match="no big cores"):
         with_cores_of(alike, Plan(cores="big"))

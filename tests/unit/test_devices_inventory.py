@@ -17,8 +17,10 @@ from edgekit.benchmarks.devices.inventory import (
     load_inventory,
     read_inventory,
     require_runtime,
+    with_floors_of,
 )
 from edgekit.benchmarks.devices.registry import open_device, resolve
+from edgekit.benchmarks.values import Plan
 from edgekit.cli.app import run_command_line
 from edgekit.errors import UserError
 from edgekit.pipeline.learning import WorkloadIdentity
@@ -78,6 +80,10 @@ def test_floors_and_runtimes_follow_the_device(inventory: Path) -> None:
     assert floors_for("here").battery_percent == floors_for("local").battery_percent == 35
     assert floors_for("adb:R5CT30ABCDE@10.0.0.7:5037").temperature_c is None
     assert floors_for("adb:unknown").battery_percent == 20
+    # what the entry sets is waited for before each repeat; what the plan sets itself stays
+    assert with_floors_of("here", Plan()).min_battery_percent == 35
+    assert with_floors_of("here", Plan(min_battery_percent=50)).min_battery_percent == 50
+    assert with_floors_of("adb:unknown", Plan()) == Plan()
     assert entry_of("adb:R5CT30ABCDE") == ("pixel", load_inventory().devices["pixel"])
     require_runtime("local", "litert")
     require_runtime("pixel", "onnxruntime")

@@ -30,6 +30,7 @@ from edgekit.benchmarks.devices.adb_attached import parse_choice
 from edgekit.benchmarks.devices.adb_server import checked_server
 from edgekit.benchmarks.devices.health import Floors
 from edgekit.benchmarks.devices.ssh_target import parse_target
+from edgekit.benchmarks.values import Plan
 from edgekit.errors import UserError
 from edgekit.schema import Record, near_miss
 from edgekit.yaml_file import YamlError, read_yaml, record_of
@@ -45,6 +46,7 @@ __all__ = [
     "read_inventory",
     "remember_entry",
     "require_runtime",
+    "with_floors_of",
 ]
 
 FILE_VARIABLE = "EDGEKIT_INVENTORY"
@@ -239,6 +241,18 @@ def floors_for(spec: str) -> Floors:
     """The floors to keep on the device `spec`: the inventory's, or the defaults."""
     found = entry_of(spec)
     return found[1].floors if found else Floors()
+
+
+def with_floors_of(spec: str, plan: Plan) -> Plan:
+    """`plan` with the inventory's floors for the device `spec` where the plan itself does not set them."""
+    floors = floors_for(spec)
+    given = {
+        "max_temperature_c": floors.temperature_c,
+        "min_battery_percent": floors.battery_percent if "battery_percent" in floors.model_fields_set else None,
+    }
+    return plan.model_copy(
+        update={name: v for name, v in given.items() if v is not None and getattr(plan, name) is None}
+    )
 
 
 def require_runtime(spec: str, runtime: str) -> None:

@@ -66,7 +66,7 @@ def run_bounded(
     except OSError as e:
         raise HostError(f"cannot start {argv[0]}: {e.strerror or e}") from e
     try:
-        out, err = _drain(process, deadline, device, tick, on_output, max_output)
+        out, err = _drain(process, deadline, device, tick or _nothing, on_output or _nothing, max_output)
         process.wait(timeout=max(deadline.remaining, 0.1))
     except subprocess.TimeoutExpired as e:
         raise DeviceTimeout("no answer before the deadline", device=device) from e
@@ -79,12 +79,16 @@ def run_bounded(
     return Reply(returncode=process.returncode, stdout=out, stderr=err)
 
 
+def _nothing(*_arguments: object) -> None:
+    pass
+
+
 def _drain(
     process: subprocess.Popen[bytes],
     deadline: Deadline,
     device: str,
-    tick: Callable[[], None] | None,
-    on_output: OnOutput | None,
+    tick: Callable[[], None],
+    on_output: OnOutput,
     max_output: int,
 ) -> tuple[bytes, bytes]:
     """Both streams up to their ends."""
@@ -98,11 +102,11 @@ def _drain(
             if deadline.remaining <= 0:
                 raise DeviceTimeout("no answer before the deadline", device=device)
             ready = selector.select(min(deadline.remaining, _TICK_SECONDS))
-            if on_output is not None and not ready:
+            if not ready:
                 on_output(b"")
             for key, _ in ready:
                 chunk = os.read(key.fd, _CHUNK)
-                if on_output is not None and key.fileobj is process.stdout:
+                if key.fileobj is process.stdout:
                     on_output(chunk)
                 if chunk:
                     kept[key.fileobj] += chunk  # type: ignore[index]
@@ -115,7 +119,6 @@ def _drain(
             cancelled = CANCELLED.get()
             if cancelled is not None and cancelled.is_set():
                 raise KeyboardInterrupt
-            if tick is not None:
-                tick()
+            tick()
     out, err = kept.values()
     return bytes(out), bytes(err)
