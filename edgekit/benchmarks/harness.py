@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,12 +24,14 @@ from typing import Any, TypeVar
 
 from edgekit.artifact import Artifact
 from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.devices.quarantine import quarantined
+from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
 from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, read_result
 from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
 from edgekit.benchmarks.waiting import Progress, Start, read_progress, wait_until_done
-from edgekit.errors import DeviceError, Interrupted, InvalidResultError
+from edgekit.errors import DeviceError, DeviceRebooted, Interrupted, InvalidResultError
 from edgekit.runtimes.catalog import RuntimeSpec, runtime_for
 from edgekit.runtimes.compatibility import require_new_enough
 from edgekit.runtimes.pack import pack_runner
@@ -67,8 +70,9 @@ def measure(
 
     `work_dir` takes input files and the packed runner (shared between calls). `on_progress` is told the phase
     and the share of phases that are done. `runtime` is the format's own unless given.
-    Raises DeviceError and its kin for the device and the link, InvalidResultError for a result that breaks the
-    format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
+    Raises DeviceError and its kin for the device and the link (DeviceRebooted where a restart voided the attempt,
+    DeviceFlapping for a link that broke three times within half a minute), InvalidResultError for a result that breaks
+    the format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
     do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
@@ -95,7 +99,8 @@ def measure(
         on_progress=on_progress or (lambda _phase, _part: None),
     )
     try:
-        return job.measure()
+        with quarantined(info):
+            return job.measure()
     except KeyboardInterrupt as e:
         raise Interrupted(
             f"interrupted while measuring {artifact.passport.name} on {info.spec}; the job may go on there",
@@ -139,18 +144,21 @@ class _Job:
     def measure(self) -> Run:
         attempt = self.store.pending(self.key)
         if attempt is not None and self._was_restarted(attempt):
-            self._record(attempt, RunStatus.LOST, "the device was restarted while the job ran")
+            self._record(attempt, RunStatus.LOST, REBOOTED)
             attempt = None
         resumed = attempt is not None
         if attempt is None:
             attempt = self.store.begin(self.key)
         argv, env = self._timed("push", lambda: self._push(attempt))
         name = self._name(attempt)
-        started = self._timed("run", lambda: self.device.start(name, argv, self._soon(), env=env))
+        started = self._timed("run", lambda: self.device.start(name, argv, self._soon(), env=env, alone=True))
         deadline = Deadline.after(self.plan.timeout_seconds + _GRACE_SECONDS)
         died = self._timed("run", lambda: wait_until_done(self.device, Start(name, argv, env), deadline, self._show))
         if died is not None:
-            return self._finish(attempt, self._record(attempt, died.status, died.error))
+            run = self._finish(attempt, self._record(attempt, died.status, died.error))
+            if died.error == REBOOTED:
+                raise DeviceRebooted(f"{REBOOTED}; attempt {attempt} is void", device=self.info.spec)
+            return run
         return self._finish(attempt, self._collect(attempt, watched=started and not resumed))
 
     def _name(self, attempt: int) -> str:
@@ -214,7 +222,10 @@ class _Job:
         flags = list(result.flags)
         if result.starts > 1:
             flags.append(f"the runner was started {result.starts} times")
-        return self._record(attempt, RunStatus(result.status), result.error, result.values() | {"flags": tuple(flags)})
+        error = result.error
+        if result.signal == signal.SIGKILL and (said := killed_for_memory(self.device)) is not None:
+            error = f"{error}\nthe device's log: {said}"
+        return self._record(attempt, RunStatus(result.status), error, result.values() | {"flags": tuple(flags)})
 
     def _pull(self, attempt: int, *, watched: bool) -> RunnerResult:
         """The checked result; its outputs file, checked too, lies where the store wants it."""

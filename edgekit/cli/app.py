@@ -110,9 +110,11 @@ def fail(error: EdgekitError, *, as_json: bool) -> int:
     """Show `error` and return its exit status."""
     if as_json:
         print(json.dumps({"error": _as_record(error)}))
-    print(f"edgekit: {error.message}", file=sys.stderr)
+    from edgekit.report.visible import visible
+
+    print(f"edgekit: {visible(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"  try: {error.hint}", file=sys.stderr)
+        print(f"  try: {visible(error.hint)}", file=sys.stderr)
     return exit_status(error)
 
 
@@ -121,7 +123,7 @@ def _as_record(error: EdgekitError) -> dict[str, Any]:
     return {
         "code": error.code,
         "blame": blame.value,
-        "transient": error.transient,
+        "retryable": error.retryable,
         "message": error.message,
         "hint": error.hint,
     }

@@ -102,10 +102,13 @@ class Device(Protocol):
         deadline: Deadline,
         *,
         env: Mapping[str, str] | None = None,
+        alone: bool = False,
     ) -> bool:
         """Start `argv` detached in `job_dir(job)`, stdout and stderr to files there (`stdout`, `stderr`).
 
-        `job` is `<key>.<attempt>`. True when this call started it, False when it had been started before.
+        `job` is `<key>.<attempt>`. True when this call started it, False when it had been started before. With
+        `alone`, what other jobs left running on the device is ended first (the caller holds the device's lock):
+        DeviceUnusable where that fails.
         """
 
     def job_dir(self, job: str) -> PurePosixPath:
