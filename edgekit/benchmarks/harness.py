@@ -72,8 +72,8 @@ def measure(
     and the share of phases that are done. `runtime` is the format's own unless given.
     Raises DeviceError and its kin for the device and the link (DeviceRebooted where a restart voided the attempt,
     DeviceFlapping for a link that broke three times within half a minute), InvalidResultError for a result that breaks
-    the format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
-    do not fit, Interrupted on Ctrl-C (the job goes on).
+    the format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs
+    that do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
     files = prepare_inputs(inputs, artifact.passport, work_dir)
