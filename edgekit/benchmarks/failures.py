@@ -28,8 +28,8 @@ REBOOTED = "the device was restarted while the job ran"
 
 _KILLED = re.compile(r"\bdied by SIGKILL\b")
 _NO_MEMORY = re.compile(
-    r"\bMemoryError\b|\bbad_alloc\b|cannot allocate memory|\bENOMEM\b|\bout of memory\b"
-    r"|failed to allocate (?:memory|tensors?|buffer)|\bMemoryAllocationFailed\b",
+    r"MemoryError\b|\bbad_alloc\b|(?:cannot|unable to|failed to) allocate\b|\bENOMEM\b|\bout of memory\b"
+    r"|\bMemoryAllocationFailed\b",
     re.IGNORECASE,
 )
 _SIGNAL = re.compile(r"\bdied by (SIG[A-Z0-9]{1,10})\b")
