@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ import pytest
 from support.sshd import Sshd, sshd_unavailable_reason
 from xdist.scheduler import LoadScopeScheduling
 
+from edgekit.benchmarks.devices import quarantine
 from edgekit.benchmarks.devices.board import BoardDevice, board_unavailable_reason
 from edgekit.benchmarks.devices.local import LocalDevice
 from edgekit.benchmarks.devices.posix import PosixDevice
@@ -42,6 +44,19 @@ class GroupScheduling(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
     """How tests are given to workers."""
     return GroupScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def no_strikes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, request: Any) -> None:
+    """Links that one test breaks do not make a later test's device rest."""
+    name = f"strikes-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}"
+
+    def folder() -> Path:
+        path = tmp_path_factory.getbasetemp() / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    monkeypatch.setattr(quarantine, "_folder", folder)
 
 
 @pytest.fixture

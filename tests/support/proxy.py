@@ -93,6 +93,8 @@ class Proxy:
                     return
         for end in (source, sink):
             with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # close alone sends no FIN while the other pump waits in recv
+            with contextlib.suppress(OSError):
                 end.close()
 
     def _allowance(self, wanted: int, is_down: bool) -> tuple[int, bool]:

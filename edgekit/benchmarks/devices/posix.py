@@ -222,8 +222,12 @@ class PosixDevice:
     def _send(self, source: Path, final: PurePosixPath, sha: str, deadline: Deadline) -> None:
         """One transfer: to a name of its own, hashed there, renamed when right."""
         temporary = final.with_name(f".{final.name}.{secrets.token_hex(8)}")
-        self._transport.send(source, temporary, deadline)
         q_temporary, q_final = quote(str(temporary)), quote(str(final))
+        try:
+            self._transport.send(source, temporary, deadline)
+        except DeviceDiskFull:
+            self._query(f"rm -f {q_temporary}", deadline)  # what did arrive takes the room that is missing
+            raise
         script = (
             f'{_SHA256}set -- $(sha {q_temporary}) none; echo $1; [ "$1" = {sha} ] && mv -f {q_temporary} {q_final}'
         )

@@ -65,7 +65,11 @@ def _rest_left(strikes: list[float]) -> float:
 
 def _file(info: DeviceInfo) -> Path:
     key = hashlib.sha256(info.serial.encode()).hexdigest()[:24]
-    return Path(tempfile.gettempdir()) / f"edgekit-{os.getuid()}-strikes-{key}"
+    return _folder() / f"edgekit-{os.getuid()}-strikes-{key}"
+
+
+def _folder() -> Path:
+    return Path(tempfile.gettempdir())
 
 
 def _read(path: Path) -> list[float]:
