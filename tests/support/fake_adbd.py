@@ -51,6 +51,8 @@ class FakeAdbd:
         """Applied to each reply of the sync service."""
         self.raw_reply: bytes | None = None
         """Sent as it is, instead of a packet of the protocol, in answer to the next WRTE or OPEN."""
+        self.is_endless = False
+        """True: shells print for ever, and files that are fetched have no end."""
         self.is_deaf = False
         """True: shells are opened, run, and never answered."""
         self.services: list[str] = []
@@ -170,6 +172,9 @@ class _Session:
             return taken
 
         def write(data: bytes) -> None:
+            while self._adbd.is_endless and data.startswith(b"DATA"):
+                self._send(b"WRTE", local, remote, data)
+                self._acknowledged[local].acquire(timeout=5)
             if self._adbd.mangle_sync is not None:
                 data = self._adbd.mangle_sync(data)
             for at in range(0, len(data), _MAX_PAYLOAD):
@@ -181,6 +186,12 @@ class _Session:
             self._send(b"CLSE", local, remote, b"")
 
     def _shell(self, script: bytes, local: int, remote: int) -> None:
+        with contextlib.suppress(OSError):
+            flood = struct.pack("<BI", _STDOUT, 65536) + b"y" * 65536
+            while self._adbd.is_endless:
+                self._send(b"WRTE", local, remote, flood)
+                if not self._acknowledged[local].acquire(timeout=5):
+                    return
         for path, other in self._adbd.substitutions.items():
             script = script.replace(path, other)
         done = subprocess.run(

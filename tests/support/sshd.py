@@ -119,6 +119,14 @@ class Sshd:
             self._process.wait(10)
             self._process = None
 
+    def pids(self) -> list[int]:
+        """The listener and the processes of its sessions (sshd's own, not what runs in them)."""
+        import psutil
+
+        assert self._process is not None
+        listener = psutil.Process(self._process.pid)
+        return [p.pid for p in (listener, *listener.children(recursive=True)) if p.name().startswith("sshd")]
+
     def known_hosts_line(self, port: int | None = None) -> str:
         """The line that makes this server's key known under `port` of 127.0.0.1 (a proxy's, for example)."""
         kind, data = self.host_key.with_suffix(".pub").read_text().split()[:2]
