@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from support.sshd import Sshd, sshd_unavailable_reason
+from support.sshd import Sshd, need_sshd
 from xdist.scheduler import LoadScopeScheduling
 
 from edgekit.benchmarks.devices import quarantine
@@ -69,11 +69,7 @@ def local_device(tmp_path: Path) -> Iterator[LocalDevice]:
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """A real sshd of this session's own. Absent is a skip, or a failure in CI."""
-    reason = sshd_unavailable_reason()
-    if reason:
-        if os.environ.get("EDGEKIT_REQUIRE_SSHD") == "1":
-            pytest.fail(f"EDGEKIT_REQUIRE_SSHD=1, and no sshd: {reason}")
-        pytest.skip(f"no sshd: {reason}")
+    need_sshd()
     with Sshd(tmp_path_factory.mktemp("sshd")) as server:
         yield server
 

@@ -20,7 +20,7 @@ from support.adb_server import AdbServer
 from support.fake_adbd import FakeAdbd
 from support.links import CALLS, again, meanwhile, soon
 from support.proxy import Proxy
-from support.sshd import Sshd, sshd_unavailable_reason
+from support.sshd import Sshd, need_sshd
 
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.base import Deadline
@@ -73,11 +73,7 @@ def adb_link(folder: Path, _patch: pytest.MonkeyPatch) -> Iterator[Link]:
 
 @contextmanager
 def ssh_link(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Link]:
-    reason = sshd_unavailable_reason()
-    if reason:
-        if os.environ.get("EDGEKIT_REQUIRE_SSHD") == "1":
-            pytest.fail(f"EDGEKIT_REQUIRE_SSHD=1, and no sshd: {reason}")
-        pytest.skip(f"no sshd: {reason}")
+    need_sshd()
     flag = folder / "flood"
     settings = f'ForceCommand [ -e {flag} ] && exec yes; exec sh -c "$SSH_ORIGINAL_COMMAND"'
     with ExitStack() as stack:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 _SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server", "/usr/lib/ssh/sftp-server")
 
 
@@ -23,6 +25,15 @@ def sshd_unavailable_reason() -> str | None:
     if os.geteuid() == 0 and subprocess.run(["id", "sshd"], capture_output=True).returncode != 0:
         return "there is no user 'sshd', which sshd as root needs: apt install openssh-server"
     return None
+
+
+def need_sshd() -> None:
+    """Skip the test where no sshd can be started; fail it where EDGEKIT_REQUIRE_SSHD=1 (CI)."""
+    reason = sshd_unavailable_reason()
+    if reason and os.environ.get("EDGEKIT_REQUIRE_SSHD") == "1":
+        pytest.fail(f"EDGEKIT_REQUIRE_SSHD=1, and no sshd: {reason}")
+    if reason:
+        pytest.skip(f"no sshd: {reason}")
 
 
 def _sshd() -> str | None:
