@@ -129,12 +129,19 @@ def _as_record(error: EdgekitError) -> dict[str, Any]:
     }
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Shows terminal escapes in what a device said, instead of obeying them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from edgekit.report.visible import visible
+
+        return visible(super().format(record))
+
+
 def _configure_logging(is_debug: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("edgekit").setLevel(logging.DEBUG if is_debug else logging.WARNING)
     if not is_debug:
         os.environ.setdefault("TORCH_LOGS", "-all")  # what matters of torch's log is in our own messages

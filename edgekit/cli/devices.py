@@ -68,8 +68,9 @@ def devices(
 
 
 def _table(found: tuple[DeviceStatus, ...]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+
+    from edgekit.cli.shown import shown
 
     table = Table(box=None, pad_edge=False)
     for heading in ("device", "state", "facts"):
@@ -79,7 +80,7 @@ def _table(found: tuple[DeviceStatus, ...]) -> Table:
         if status.reason:
             facts = f"{status.reason}" + (f"\ntry: {status.hint}" if status.hint else "")
         style = "green" if status.usable else "yellow"
-        table.add_row(escape(status.spec), f"[{style}]{escape(status.state)}[/]", escape(facts))
+        table.add_row(shown(status.spec), f"[{style}]{shown(status.state)}[/]", shown(facts))
     return table
 
 
