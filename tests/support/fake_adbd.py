@@ -49,6 +49,8 @@ class FakeAdbd:
         """Applied to each shell's stream, packets and all, before it is sent."""
         self.mangle_sync: Callable[[bytes], bytes] | None = None
         """Applied to each reply of the sync service."""
+        self.listing: tuple[bytes, ...] = ()
+        """The names in every folder, as the sync service lists them."""
         self.raw_reply: bytes | None = None
         """Sent as it is, instead of a packet of the protocol, in answer to the next WRTE or OPEN."""
         self.is_endless = False
@@ -182,7 +184,7 @@ class _Session:
                 self._acknowledged[local].acquire(timeout=5)
 
         with contextlib.suppress(OSError, EOFError):
-            SyncService(read, write).serve()
+            SyncService(read, write, self._adbd.listing).serve()
             self._send(b"CLSE", local, remote, b"")
 
     def _shell(self, script: bytes, local: int, remote: int) -> None:

@@ -1,5 +1,7 @@
 """The `sync:` service of adbd, version 1 (AOSP `SYNC.TXT`): STAT, SEND and RECV of single files of this host.
 
+A folder's listing (LIST) has the names it is given, which may lead out of the folder.
+
 Requests are four letters and a length; a file goes as DATA packets of at most 64 KiB, ended by DONE.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _MAX_DATA = 64 * 1024
 _REGULAR = 0o100000
@@ -16,7 +18,10 @@ _REGULAR = 0o100000
 class SyncService:
     """One session of the service, over a `read(count)` that blocks (EOFError at the end) and a `write`."""
 
-    def __init__(self, read: Callable[[int], bytes], write: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, read: Callable[[int], bytes], write: Callable[[bytes], None], listing: Sequence[bytes] = ()
+    ) -> None:
+        self._listing = listing
         self._read = read
         self._write = write
 
@@ -27,7 +32,7 @@ class SyncService:
             if kind == b"QUIT":
                 return
             name = self._read(length).decode("utf-8", "surrogateescape")
-            {b"STAT": self._stat, b"SEND": self._send, b"RECV": self._receive}[kind](name)
+            {b"STAT": self._stat, b"SEND": self._send, b"RECV": self._receive, b"LIST": self._list}[kind](name)
 
     def _stat(self, path: str) -> None:
         try:
@@ -36,6 +41,11 @@ class SyncService:
             self._write(struct.pack("<4sIII", b"STAT", 0, 0, 0))
         else:
             self._write(struct.pack("<4sIII", b"STAT", found.st_mode, found.st_size, int(found.st_mtime)))
+
+    def _list(self, _path: str) -> None:
+        for name in self._listing:
+            self._write(struct.pack("<4sIIII", b"DENT", _REGULAR | 0o644, 3, 0, len(name)) + name)
+        self._write(struct.pack("<4sIIII", b"DONE", 0, 0, 0, 0))
 
     def _send(self, name: str) -> None:
         path, _, _mode = name.rpartition(",")

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -171,6 +172,8 @@ class PosixDevice:
             self._retried("pull", deadline, lambda: self._receive(source, partial, deadline, max_bytes))
             os.replace(partial, destination)
         finally:
+            if partial.is_dir():  # a device may say that the file is a folder, and the adb client makes one
+                shutil.rmtree(partial)
             partial.unlink(missing_ok=True)
 
     def start(
