@@ -488,5 +488,5 @@ def test_a_target_that_is_in_the_way_is_an_error_of_its_own(device: PosixDevice)
     began = time.monotonic()
     with pytest.raises(DeviceError) as caught:
         device.write(path / "below", b"x", _soon(5))
-    assert not caught.value.transient
+    assert not caught.value.retryable
     assert time.monotonic() - began < 5
