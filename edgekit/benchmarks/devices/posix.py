@@ -30,7 +30,7 @@ from typing import Self, TypeVar
 from edgekit.benchmarks.devices.base import Completed, Deadline
 from edgekit.benchmarks.devices.jobs import alive_script, end_others_script, kill_script, start_script
 from edgekit.benchmarks.devices.room import free_room_script
-from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, quote, under_root, unwrap, wrap
+from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, number, quote, under_root, unwrap, wrap
 from edgekit.benchmarks.devices.transport import LinkDown, Reply, Transport
 from edgekit.errors import (
     CommandError,
@@ -255,9 +255,10 @@ class PosixDevice:
         words = self._query(script, deadline).split()
         if words[:1] == ["missing"]:
             raise DeviceFileMissing(f"there is no file {source}", device=self.spec)
-        if len(words) < 2 or not words[0].isdigit():
+        size = number(words[0]) if len(words) > 1 else None
+        if size is None:
             raise DeviceError(f"the size of {source} cannot be told", device=self.spec)
-        size, sha = int(words[0]), words[1]
+        sha = words[1]
         if size > max_bytes:
             raise OutputLimitError(f"{source} has {size} bytes, more than the {max_bytes} allowed", device=self.spec)
         self._transport.receive(source, partial, deadline, max_bytes=max_bytes)
@@ -317,7 +318,7 @@ class PosixDevice:
             since = time.monotonic() - _KEEP_SECONDS
             keep = [sha for sha, at in self._put_at.items() if at > since]
             freed = self._query(free_room_script(self._root, needed, keep), deadline).split()
-            if len(freed) != 2 or freed[0] == "0" or not all(map(str.isdigit, freed)):
+            if len(freed) != 2 or not number(freed[0]) or number(freed[1]) is None:
                 raise
             log.warning(
                 "%s: full; removed %s files (%s bytes) that were not used lately: %s", self.spec, *freed, e.message
