@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Watched
+from edgekit.benchmarks.devices.script import number
 from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.values import RunStatus
 from edgekit.schema import Record, parse_json
@@ -152,11 +153,11 @@ def _how_it_ended(device: Device, name: str) -> Died | None:
     """A runner that ended by itself without a result; None when it was killed (or was never there)."""
     folder = device.job_dir(name)
     done = device.run(["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
-    text = done.stdout.strip()
-    if done.returncode != 0 or not text.isdigit() or int(text) > 128 or int(text) == 0:
+    status = number(done.stdout.strip())
+    if done.returncode != 0 or status is None or not 0 < status <= 128:
         return None
     said = device.run(["tail", "-c", "4000", str(folder / "stderr")], Deadline.after(_COMMAND_SECONDS)).stdout.strip()
-    return Died(status=RunStatus.FAILED, error=f"the runner ended with {int(text)}" + (f"\n{said}" if said else ""))
+    return Died(status=RunStatus.FAILED, error=f"the runner ended with {status}" + (f"\n{said}" if said else ""))
 
 
 def _give_up(device: Device, start: Start) -> Died:

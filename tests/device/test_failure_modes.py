@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psutil
 import pytest
 from support import doubles
 from support.adb_server import AdbServer
@@ -471,3 +474,47 @@ def test_a_failure_is_named_and_the_queue_goes_on(bench: Bench, mode: Mode) -> N
         assert mode.hint in (error.hint or "")
         assert str(error)
     bench.goes_on()
+
+
+def _of_edgekit(folder: Path, mark: str) -> list[list[str]]:
+    """The command lines of processes on the "device" that edgekit started there."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        on_device = any(str(folder / "device") in word or mark in word for word in words)
+        is_client = any(word in ("push", "pull", "shell") for word in words[:6])
+        if on_device and not is_client and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(words)
+    return found
+
+
+def test_no_process_is_left_after_faulted_runs(bench: Bench) -> None:
+    """Twenty runs with cuts, deadlines and kills: when the device is there again, nothing of them runs on."""
+    rng = random.Random(20)
+    mark = str(6_000_000 + secrets.randbelow(1_000_000))
+
+    def hang() -> object:
+        return bench.device.run(["sh", "-c", f"sleep {mark}; :"], soon(0.4))
+
+    def lose() -> object:
+        timer = threading.Timer(0.2, bench.proxy.cut)
+        timer.start()
+        try:
+            return bench.device.run(["sh", "-c", f"sleep {mark}; :"], soon(10))
+        finally:
+            timer.join()
+
+    def leave() -> object:
+        return bench.device.start(f"{secrets.token_hex(8)}.1", ["sh", "-c", f"sleep {mark} & sleep {mark}"], soon())
+
+    def cut_a_measurement() -> object:
+        bench.proxy.cut_after(down=rng.randrange(200, 6000))
+        return bench.measure(f"m{rng.randrange(4)}")
+
+    for step in [rng.choice([hang, lose, leave, cut_a_measurement]) for _ in range(20)]:
+        with contextlib.suppress(EdgekitError):
+            step()
+        bench.proxy.cut_after()
+        bench.goes_on()
+    assert bench.measure("last").status == "ok"
+    assert _of_edgekit(bench.folder, mark) == []

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from edgekit.benchmarks.devices.base import Launch, Needed, Watched
-from edgekit.benchmarks.devices.script import checked_name, quote
+from edgekit.benchmarks.devices.script import checked_name, number, quote
 from edgekit.errors import DeviceLost
 
 __all__ = [
@@ -133,7 +133,7 @@ def read_watched(stdout: bytes, token: str, device: str) -> Watched:
             return Watched(result_is_large=True, started=started, ghosts=tuple(ghosts))
         elif kind == _RESULT:
             result = stdout[place:]
-            if not rest.strip().isdigit() or len(result) != int(rest):
+            if len(result) != number(rest.strip()):
                 raise DeviceLost("the result was cut off before its end", device=device)
             return Watched(result=result, started=started, ghosts=tuple(ghosts))
     return Watched(missing=tuple(missing), started=started, ghosts=tuple(ghosts))

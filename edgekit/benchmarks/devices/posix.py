@@ -31,7 +31,7 @@ from edgekit.benchmarks.devices.base import Completed, Deadline, Launch, Watched
 from edgekit.benchmarks.devices.jobs import alive_script, end_others_script, kill_script, start_script
 from edgekit.benchmarks.devices.launching import Seen, launch_script, read_watched, watch_script
 from edgekit.benchmarks.devices.room import free_room_script
-from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, quote, under_root, unwrap, wrap
+from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, number, quote, under_root, unwrap, wrap
 from edgekit.benchmarks.devices.transport import LinkDown, OnOutput, Reply, Transport
 from edgekit.errors import (
     CommandError,
@@ -83,6 +83,8 @@ class PosixDevice:
         self._python = python
         self._put_at: dict[str, float] = {}
         """sha256 of what this object has put, to the monotonic time of it."""
+        self._orphans: list[str] = []
+        """Nonces of commands that were lost with the link and may still run."""
 
     @property
     def spec(self) -> str:
@@ -129,7 +131,7 @@ class PosixDevice:
     ) -> Completed:
         body = command(argv, env)
         # It may have effects, so it is sent again only when nothing of it reached the device.
-        reply = self._retried("run", deadline, lambda: self._shell(body, deadline), only=LinkDown)
+        reply = self._retried("run", deadline, lambda: self._command(body, deadline), only=LinkDown)
         done = Completed(
             argv=tuple(argv),
             returncode=reply.returncode,
@@ -141,6 +143,18 @@ class PosixDevice:
                 device=self.spec, argv=argv, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr
             )
         return done
+
+    def _command(self, body: str, deadline: Deadline) -> Reply:
+        """One command of the caller's; what of it outlives a lost link is ended when the link is back."""
+        nonce = new_nonce()
+        try:
+            return self._shell(body, deadline, nonce)
+        except LinkDown:
+            raise
+        except DeviceLost:
+            if self._transport.outlives_client:
+                self._orphans.append(nonce)
+            raise
 
     def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
         try:
@@ -293,9 +307,10 @@ class PosixDevice:
         words = self._query(script, deadline).split()
         if words[:1] == ["missing"]:
             raise DeviceFileMissing(f"there is no file {source}", device=self.spec)
-        if len(words) < 2 or not words[0].isdigit():
+        size = number(words[0]) if len(words) > 1 else None
+        if size is None:
             raise DeviceError(f"the size of {source} cannot be told", device=self.spec)
-        size, sha = int(words[0]), words[1]
+        sha = words[1]
         if size > max_bytes:
             raise OutputLimitError(f"{source} has {size} bytes, more than the {max_bytes} allowed", device=self.spec)
         self._transport.receive(source, partial, deadline, max_bytes=max_bytes)
@@ -327,10 +342,16 @@ class PosixDevice:
             raise self._failed(body.strip().splitlines()[0], reply)
         return reply.stdout.decode("utf-8", "replace")
 
-    def _shell(self, body: str, deadline: Deadline, on_output: OnOutput | None = None) -> Reply:
+    def _shell(
+        self, body: str, deadline: Deadline, nonce: str | None = None, on_output: OnOutput | None = None
+    ) -> Reply:
         """One script to its end, whole. Kills what it left behind when it had to be given up."""
-        nonce = new_nonce()
+        nonce = nonce or new_nonce()
         script = wrap(body, nonce)
+        orphans, self._orphans = self._orphans, []
+        for orphan in orphans:
+            if self._end_abandoned(orphan, deadline) is None:
+                self._orphans.append(orphan)
         try:
             return unwrap(self._transport.shell(script, deadline, on_output=on_output), nonce, self.spec)
         except DeviceTimeout as e:
@@ -343,10 +364,10 @@ class PosixDevice:
                 self._end_abandoned(nonce)
             raise
 
-    def _end_abandoned(self, nonce: str) -> bool:
-        """Kill the processes of a script that no one waits for any more; True when the device says it killed some.
+    def _end_abandoned(self, nonce: str, deadline: Deadline | None = None) -> bool | None:
+        """Kill the processes of a script that no one waits for any more; whether the device says it killed some.
 
-        Best effort: the link may be gone.
+        Best effort: None where the link is gone.
         """
         # adbd kills the shell when its client goes, not what the shell runs: that is found by its environment.
         # Quotes in the middle of the nonce keep this script from finding itself.
@@ -356,10 +377,11 @@ class PosixDevice:
             "p=${f#/proc/}; kill -9 ${p%/*} 2>/dev/null && echo killed; done; :"
         )
         try:
-            reply = self._transport.shell(script, Deadline.after(_CLEANUP_SECONDS))
+            until = deadline.within(_CLEANUP_SECONDS) if deadline else Deadline.after(_CLEANUP_SECONDS)
+            reply = self._transport.shell(script, until)
         except DeviceError as e:
             log.warning("%s: a command that was given up may still run: %s", self.spec, e.message)
-            return False
+            return None
         return b"killed" in reply.stdout
 
     def _with_room(self, needed: int, deadline: Deadline, step: Callable[[], T]) -> T:
@@ -370,7 +392,7 @@ class PosixDevice:
             since = time.monotonic() - _KEEP_SECONDS
             keep = [sha for sha, at in self._put_at.items() if at > since]
             freed = self._query(free_room_script(self._root, needed, keep), deadline).split()
-            if len(freed) != 2 or freed[0] == "0" or not all(map(str.isdigit, freed)):
+            if len(freed) != 2 or not number(freed[0]) or number(freed[1]) is None:
                 raise
             log.warning(
                 "%s: full; removed %s files (%s bytes) that were not used lately: %s", self.spec, *freed, e.message
