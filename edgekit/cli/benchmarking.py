@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgekit.api import BenchmarkResult
+    from edgekit.benchmarks.values import Run
 
 
 @app.command(epilog="Example: edgekit benchmark artifacts/*.tflite --device adb:R5CT1234567 --threads 2")
@@ -98,6 +99,17 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
             str(len(run.latency_ns)),
             f"{run.runtime.name} {run.runtime.version}" if run.runtime else "-",
             quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
-            "; ".join(run.flags) or (run.error or ""),
+            _note(run),
         )
     return table
+
+
+def _note(run: Run) -> str:
+    """The error, or what makes the numbers doubtful and what to do about it."""
+    from edgekit.benchmarks.stability import judge_stability
+
+    if run.error or not run.latency_ns:
+        return "; ".join(run.flags) or (run.error or "")
+    stability = judge_stability(run)
+    noisy = ["NOISY"] if stability.verdict == "NOISY" else []
+    return "; ".join([*noisy, *run.flags, *(str(d) for d in stability.doubts)])

@@ -6,10 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
-from edgekit.benchmarks.values import DeviceInfo, Gates
+from edgekit.benchmarks.values import DeviceInfo, Gates, RunStatus
 from edgekit.errors import EdgekitError
 from edgekit.pipeline.measurement import Measured, Measurement
-from edgekit.report.model import LatencySummary, Row, Verdict, WorstInput
+from edgekit.report.model import Row, Verdict, WorstInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,8 @@ class RowMaker:
         return tuple(row.model_copy(update={"pareto": row.id in front}) for row in rows)
 
     def _row(self, measurement: Measurement, info: DeviceInfo | None) -> Row:
-        from edgekit.benchmarks.stats import cold_load_ns, cold_process_ns, doubts, summarize
+        from edgekit.benchmarks.stability import invalid_reasons, judge_stability
+        from edgekit.benchmarks.stats import cold_load_ns, cold_process_ns, summarize
 
         run, passport = measurement.run, measurement.artifact.passport
         row = Row(
@@ -65,6 +66,7 @@ class RowMaker:
         )
         if run is None:
             return row
+        stability = judge_stability(run) if run.latency_ns else None
         memory = run.memory
         peak = memory.peak_rss_bytes if memory else None
         base = memory.baseline_rss_bytes if memory else None
@@ -76,7 +78,9 @@ class RowMaker:
                 "cold_process_ns": cold_process_ns(run),
                 "peak_rss_bytes": peak,
                 "model_rss_bytes": peak - base if peak is not None and base is not None else None,
-                "flags": doubts(run),
+                "flags": (*run.flags, *(str(d) for d in stability.doubts)) if stability else run.flags,
+                "stability": stability,
+                "invalid": invalid_reasons(run) if run.status is RunStatus.OK else (),
                 **self._accuracy_of(measurement),
             }
         )
@@ -185,18 +189,19 @@ class RowMaker:
         return flagged
 
     def _judged(self, row: Row, rows: list[Row]) -> Row:
-        from edgekit.benchmarks.verdict import judge
+        from edgekit.benchmarks.verdict import judge, unstated_speedup
 
-        base: LatencySummary | None = next(
-            (other.latency for other in rows if other.is_baseline and other.device == row.device), None
-        )
-        speedup = base.p50_ns / row.latency.p50_ns if base and row.latency and row.latency.p50_ns else None
-        row = row.model_copy(update={"speedup": speedup})
+        base = next((other for other in rows if other.is_baseline and other.device == row.device), None)
+        unstated = unstated_speedup(row, base) if base and not row.is_baseline else None
+        if unstated is not None:
+            row = row.model_copy(update={"speedup_unstated": unstated, "flags": (*row.flags, unstated)})
+        elif base and base.latency and row.latency and row.latency.p50_ns:
+            row = row.model_copy(update={"speedup": base.latency.p50_ns / row.latency.p50_ns})
         if row.is_baseline:
             # the baseline is the yardstick; only that it could be measured is asked of it
             verdict = Verdict.NOT_GATED if row.status == "ok" else Verdict.FAIL
             return row.model_copy(update={"verdict": verdict})
-        verdict, gates = judge(row, self.gates, baseline=base)
+        verdict, gates = judge(row, self.gates, baseline=base.latency if base else None, unstated=unstated)
         if row.status != "ok":
             verdict = Verdict.FAIL
         return row.model_copy(update={"verdict": verdict, "gates": gates})
