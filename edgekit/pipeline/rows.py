@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
@@ -41,7 +42,7 @@ class RowMaker:
 
         devices = {info.spec: info for info in self.measured.devices}
         rows = [self._row(m, devices.get(m.device)) for m in self.measured.measurements]
-        rows = self._compared_with_host(rows)
+        rows = self._compared_with_host(rows, devices)
         rows = self._compared_with_float(rows)
         rows = [self._judged(row, rows) for row in rows]
         front = pareto_front(rows)
@@ -140,32 +141,39 @@ class RowMaker:
             for index, kl in told.worst[:WORST_SHOWN]
         )
 
-    def _compared_with_host(self, rows: list[Row]) -> list[Row]:
-        """Rows of other devices, with whether their outputs equal this host's to the bit."""
-        import numpy as np
-
+    def _compared_with_host(self, rows: list[Row], devices: Mapping[str, DeviceInfo]) -> list[Row]:
+        """Rows of other devices, with whether their outputs are this host's: to the bit where they should be."""
         by_id = {row.id: m for row, m in zip(rows, self.measured.measurements, strict=True)}
         compared = []
         for row in rows:
             host = by_id.get(f"{row.artifact}@local")
-            if row.device == "local" or host is None:
-                compared.append(row)
-                continue
-            here, there = self.outputs(host), self.outputs(by_id[row.id])
-            if here is None or there is None:
-                compared.append(row)
-                continue
-            difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(here, there, strict=True))
-            is_finite = bool(np.isfinite(difference))
-            compared.append(
-                row.model_copy(
-                    update={
-                        "matches_host": difference == 0.0,
-                        "host_max_abs_difference": difference if is_finite else None,
-                    }
-                )
-            )
+            if row.device != "local" and host is not None:
+                row = self._matched(row, host, by_id[row.id], devices)
+            compared.append(row)
         return compared
+
+    def _matched(self, row: Row, host: Measurement, there: Measurement, devices: Mapping[str, DeviceInfo]) -> Row:
+        from edgekit.benchmarks.host_match import match_host, why_not_exact
+
+        outputs, ours = self.outputs(there), self.outputs(host)
+        if outputs is None or ours is None or host.run is None or there.run is None:
+            return row
+        infos = (devices.get("local"), devices.get(there.device))
+        excuse: str | None = "the facts of one device are not known"
+        if infos[0] is not None and infos[1] is not None:
+            excuse = why_not_exact(host.run, there.run, infos[0], infos[1])
+        reference = self.teacher if self._is_baseline(there.artifact) else self.student
+        told = match_host(ours, outputs, reference=reference.outputs, excuse=excuse)
+        flag = (f"outputs against this host's: {told.reason}",) if told.verdict is Verdict.FAIL else ()
+        return row.model_copy(
+            update={
+                "matches_host": told.is_equal,
+                "host_max_abs_difference": told.max_abs_difference,
+                "host_verdict": told.verdict,
+                "host_reason": told.reason,
+                "flags": (*row.flags, *flag),
+            }
+        )
 
     def _compared_with_float(self, rows: list[Row]) -> list[Row]:
         """Quantized rows slower than their fp32 twin on the same device are flagged, where the intervals tell."""
