@@ -85,7 +85,14 @@ def test_what_cannot_be_compared_is_one_sentence(models: Path, argv: list[str], 
 def test_ctrl_c_ends_it_and_the_next_is_not_in_its_way(models: Path) -> None:
     """Interrupted in a block: 130, and the same command right after goes through."""
     command = [sys.executable, "-m", "edgekit", "compare", "one.onnx", "four.onnx", "-w", "stopped"]
-    process = subprocess.Popen(command, cwd=models, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # a test run in the background of a shell has SIGINT ignored, and hands that down
+    process = subprocess.Popen(
+        command,
+        cwd=models,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 60
     while not (models / "stopped" / "inputs").is_dir() and time.monotonic() < end:
         time.sleep(0.05)
