@@ -101,4 +101,5 @@ def test_ctrl_c_ends_it_and_the_next_is_not_in_its_way(models: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said.decode()
     assert b"Traceback" not in said
-    assert compare(models, "one.onnx", "four.onnx", "-w", "stopped").returncode == 1
+    done = compare(models, "one.onnx", "four.onnx", "-w", "stopped")
+    assert done.returncode == 1, done.stdout + done.stderr
