@@ -133,7 +133,7 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
             str(len(run.latency_ns)),
             _runtime(run),
             quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
-            "; ".join(run.flags) or (run.error or ""),
+            _note(run),
         )
         table.add_row(*map(shown, cells))
     return table
@@ -201,3 +201,14 @@ def _operators(result: BenchmarkResult) -> Table:
             f"{len(operators) - _SHOWN_OPERATORS} more", "", quantities.time(round(rest / runs)), f"{rest / total:.1%}"
         )
     return table
+
+
+def _note(run: Run) -> str:
+    """The error, or what makes the numbers doubtful and what to do about it."""
+    from edgekit.benchmarks.stability import judge_stability
+
+    if run.error or not run.latency_ns:
+        return "; ".join(run.flags) or (run.error or "")
+    stability = judge_stability(run)
+    noisy = ["NOISY"] if stability.verdict == "NOISY" else []
+    return "; ".join([*noisy, *run.flags, *(str(d) for d in stability.doubts)])
