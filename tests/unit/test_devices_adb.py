@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from support.fake_adbd import FakeAdbd
+from support.links import again
 
 from edgekit.benchmarks.devices.adb import (
     AdbDevice,
@@ -166,6 +167,7 @@ def test_no_stream_cut_after_any_byte_is_accepted(server: tuple[AdbClient, int],
     def cut_at(mine: range) -> None:
         with FakeAdbd() as fake, _device(server, fake, tmp_path / str(mine.start)) as device:
             for position in mine:
+                again(device)
                 fake.cut_reply_after = position
                 try:
                     outcomes[position] = device.run(["printf", "x" * 20], _soon(10))
