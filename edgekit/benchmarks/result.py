@@ -72,6 +72,7 @@ class _Conditions(_Strict):
     load_average_1m: Annotated[float, Field(ge=0, le=1e6)] | None
     temperature_milli_c: Annotated[dict[Text, Annotated[int, Field(ge=-300_000, le=1_000_000)]], Field(max_length=512)]
     cpu_khz: Annotated[dict[Text, Annotated[int, Field(ge=0, le=10**9)]], Field(max_length=4096)]
+    cpu_limit_khz: Annotated[dict[Text, Annotated[int, Field(ge=0, le=10**9)]], Field(max_length=4096)]
     governor: Text | None
     battery_percent: Annotated[int, Field(ge=0, le=100)] | None
     is_charging: bool | None

@@ -1,16 +1,21 @@
 """Waiting until the device is fit to be measured: cool, charged, on battery, idle, as the plan asks."""
 
+import glob
 import time
 from typing import Callable, Optional
 
 from .conditions import battery, load_average, temperatures
-from .job import Plan
+from .files import read_json
+from .job import Job, Plan
 
 _LOOK_SECONDS = 1.0
 
 
 class Gate:
-    """The plan's conditions. It waits for `gate_wait_seconds` in all; when they are over, it says so and lets pass."""
+    """The plan's conditions. It waits for `gate_wait_seconds` in all; when they are over, it says so and lets pass.
+
+    `waited_seconds` were used up by the same job before, in other processes.
+    """
 
     def __init__(
         self,
@@ -82,3 +87,9 @@ class Gate:
             self.unmeasured["gate.max_load"] = "the system does not tell its load"
             return None
         return f"the load is {load:.2f}, over {limit:g}" if load > limit else None
+
+
+def waited_seconds_of(job: Job) -> float:
+    """What the job's cold starts, which are saved, have waited for the gates."""
+    saved = (read_json(path) or {} for path in glob.glob(glob.escape(job.directory) + "/phase-cold-*.json"))
+    return sum(found.get("waited_ns", 0) for found in saved) / 1e9
