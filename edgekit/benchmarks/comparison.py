@@ -52,6 +52,11 @@ def differences(a: Run, b: Run, info_a: DeviceInfo, info_b: DeviceInfo) -> tuple
             ("runtime version", a.runtime.version, b.runtime.version),
             ("threads", a.runtime.threads, b.runtime.threads),
             ("delegate", a.runtime.delegate, b.runtime.delegate),
+            (
+                "calls that are timed",
+                getattr(a.runtime, "interface", None),
+                getattr(b.runtime, "interface", None),
+            ),
         ]
     elif a.runtime and b.runtime:
         pairs.append(("runtime", a.runtime.name, b.runtime.name))

@@ -71,6 +71,8 @@ def benchmark(
         print(json.dumps([result.run.model_dump(mode="json") for result in results]))
     else:
         Console().print(_table(results))
+        for line in _doubts(results):
+            Console().print(line, markup=False, highlight=False)
     bad = [result for result in results if result.run.status != "ok"]
     for result in bad:
         fail(result.as_error(), as_json=False)
@@ -105,11 +107,22 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
 
 
 def _note(run: Run) -> str:
-    """The error, or what makes the numbers doubtful and what to do about it."""
+    """The error, or whether the numbers are steady, and what was flagged while measuring."""
     from edgekit.benchmarks.stability import judge_stability
 
     if run.error or not run.latency_ns:
         return "; ".join(run.flags) or (run.error or "")
-    stability = judge_stability(run)
-    noisy = ["NOISY"] if stability.verdict == "NOISY" else []
-    return "; ".join([*noisy, *run.flags, *(str(d) for d in stability.doubts)])
+    verdict = judge_stability(run).verdict
+    return "; ".join([*(["NOISY"] if verdict == "NOISY" else []), *run.flags])
+
+
+def _doubts(results: tuple[BenchmarkResult, ...]) -> list[str]:
+    """What makes latencies doubtful and what to do about it, one line each."""
+    from edgekit.benchmarks.stability import judge_stability
+
+    return [
+        f"~ {result.artifact.passport.name}: {doubt}"
+        for result in results
+        if result.run.latency_ns
+        for doubt in judge_stability(result.run).doubts
+    ]
