@@ -174,7 +174,7 @@ class PosixDevice:
         if ahead is not None and self._settled_ahead(ahead, final, sha, deadline):
             return final
         # touched, so that what makes room removes the files that were not asked for longest
-        here = f"f={quote(str(final))}; [ -f \"$f\" ] && {{ touch \"$f\" 2>/dev/null; wc -c < \"$f\"; }} || echo none"
+        here = f'f={quote(str(final))}; [ -f "$f" ] && {{ touch "$f" 2>/dev/null; wc -c < "$f"; }} || echo none'
         # The size catches a file emptied by a power cut after its rename; the hash was checked when it was put.
         if self._query(here, deadline).strip() == str(size):
             return final
