@@ -92,8 +92,12 @@ def judge_look(rounds: Sequence[tuple[float, float]], look: int, max_regress: fl
     if verdict is None:
         return Judged(interval=interval, verdict=None, reason=f"the interval holds the limit: {told}")
     if stated_ratio(interval.by_min, interval.ratio) is None:
-        told += f"; by minima x {interval.by_min:.4f}: the two differ in load, not only in the model"
-        return Judged(interval=interval, verdict=None, reason=told)
+        told += f"; by minima x {interval.by_min:.4f}"
+        if (interval.by_min <= limit) != (interval.ratio <= limit):
+            return Judged(
+                interval=interval, verdict=None, reason=f"{told}: the two differ in load, not only in the model"
+            )
+        told += ": how much is not sure, since they differ by over 10 %; on which side of the limit is"
     return Judged(interval=interval, verdict=verdict, reason=told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -75,6 +76,7 @@ def _median(values: list[int]) -> int | None:
     return round(float(np.median(values))) if values else None
 
 
+@functools.lru_cache(maxsize=256)
 def t_quantile(p: float, df: int) -> float:
     """The `p` quantile of Student's t with `df` degrees of freedom (a whole number), 0.5 <= p < 1."""
     if not 0.5 <= p < 1 or df < 1:

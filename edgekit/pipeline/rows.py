@@ -114,6 +114,7 @@ class RowMaker:
         )
         return {
             "accuracy": told.accuracy,
+            "top5": told.top5,
             "accuracy_drop": told.accuracy_drop,
             "agreement": told.agreement,
             "kl_to_teacher": told.kl_to_teacher,

@@ -143,6 +143,8 @@ class Row(Record):
     model_rss_bytes: int | None = None
     """Peak less the baseline after the runtime was imported."""
     accuracy: Proportion | None = None
+    top5: Proportion | None = None
+    """None below ten classes."""
     accuracy_drop: Difference | None = None
     """Against the PyTorch teacher, pairwise; what the accuracy gate looks at."""
     agreement: Proportion | None = None

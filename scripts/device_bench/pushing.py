@@ -128,8 +128,8 @@ def _part(found: dict[str, dict[str, Any]], rounds: int) -> Part:
         f"`adb push -Z`, on board:amd64, {rounds} rounds, files of new random bytes, each round in a drawn order; "
         "medians, best in brackets. Bytes are counted by the network interface that leads to the board. The link to "
         "the board is this host's memory, far quicker than any cable: there the two hashes, which the plain client "
-        f"does without, weigh as much as the transfer. The last rows are on a link held to {USB2_MBIT // 8} MB/s by the "
-        "kernel (`tc`), what USB 2 carries at best.",
+        f"does without, weigh as much as the transfer. The last rows are on a link held to {USB2_MBIT // 8} MB/s by "
+        "the kernel (`tc`), what USB 2 carries at best.",
         table=table,
         targets=targets,
         raw=found,

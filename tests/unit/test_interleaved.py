@@ -152,6 +152,17 @@ def test_load_on_one_of_them_is_not_a_regression() -> None:
     assert any("unsteady" in reason for reason in done.reasons)
 
 
+def test_minima_and_medians_that_agree_on_the_side_decide() -> None:
+    """3 times as slow by minima, 2.4 times by medians: slower for sure, by how much is not, and that is said."""
+    busy = tuple([10**6] * 30 + [13 * 10**5] * 170)
+    slower = tuple(3 * 10**6 + n for n in range(200))
+    done = compare_rounds(
+        turns(a={"latency_ns": busy}, b={"latency_ns": slower}), INFO, max_regress=0.03, budget_seconds=60
+    )
+    assert done.verdict is Verdict.FAIL
+    assert "how much is not sure" in done.reasons[0]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "verdict", "named"),
     [
