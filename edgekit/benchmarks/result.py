@@ -142,10 +142,14 @@ class RunnerResult(_Strict):
     phase_ns: dict[Literal["cold", "warm", "memory", "profile", "energy", "accuracy"], Nanoseconds]
     starts: Annotated[int, Field(ge=1, le=10**6)]
 
+    def runtime_facts(self) -> RuntimeFacts | None:
+        """What executed, in the record's own type."""
+        return RuntimeFacts(**self.runtime.model_dump()) if self.runtime else None
+
     def values(self) -> dict[str, object]:
         """The fields a `Run` takes over, in its own types."""
         return {
-            "runtime": RuntimeFacts(**self.runtime.model_dump()) if self.runtime else None,
+            "runtime": self.runtime_facts(),
             "cold_starts": tuple(ColdStart(**c.model_dump()) for c in self.cold_starts),
             "warmup_ns": self.warmup_ns,
             "latency_ns": self.latency_ns,

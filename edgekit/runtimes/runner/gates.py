@@ -92,4 +92,4 @@ class Gate:
 def waited_seconds_of(job: Job) -> float:
     """What the job's cold starts, which are saved, have waited for the gates."""
     saved = (read_json(path) or {} for path in glob.glob(glob.escape(job.directory) + "/phase-cold-*.json"))
-    return sum(found.get("waited_ns", 0) for found in saved) / 1e9
+    return float(sum(found.get("waited_ns", 0) for found in saved)) / 1e9
