@@ -56,7 +56,7 @@ def plan(**limits: Any) -> Plan:
         "max_load": None,
         "gate_wait_seconds": 10.0,
     }
-    others = dict.fromkeys(set(Plan.__dataclass_fields__) - set(nothing))
+    others = dict.fromkeys(set(Plan._fields) - set(nothing))
     return Plan(**{**others, **nothing, **limits})
 
 

@@ -72,7 +72,7 @@ def supervise(directory: str, argv: list[str]) -> int:
         except PhaseError as e:
             error = e
             break
-    write_json(job.path("result.json"), _result(job, state, steps, error))
+    write_json(job.path("result.json"), _result(job, state, steps, error), durable=True)
     progress.show(state="done", phase="", done=len(steps))
     return 0
 
