@@ -184,22 +184,24 @@ def _operators(run: Run, title: str) -> Table:
 
 
 def _note(run: Run) -> str:
-    """The error, or whether the numbers are steady, and what was flagged while measuring."""
+    """The error, or whether the numbers are steady and how much was flagged; `_doubts` says what."""
     from edgekit.benchmarks.stability import judge_stability
 
-    if run.error or not run.latency_ns:
-        return "; ".join(run.flags) or (run.error or "")
-    verdict = judge_stability(run).verdict
-    return "; ".join([*(["NOISY"] if verdict == "NOISY" else []), *run.flags])
+    if run.error:
+        return run.error
+    flags = f"{len(run.flags)} flag{'' if len(run.flags) == 1 else 's'}" if run.flags else ""
+    noisy = "NOISY" if run.latency_ns and judge_stability(run).verdict == "NOISY" else ""
+    return "; ".join(filter(None, (noisy, flags)))
 
 
 def _doubts(results: tuple[BenchmarkResult, ...]) -> list[str]:
-    """What makes latencies doubtful and what to do about it, one line each."""
+    """What was flagged while measuring, and what makes latencies doubtful with what to do about it; one line each."""
     from edgekit.benchmarks.stability import judge_stability
+    from edgekit.report.visible import one_line
 
-    return [
-        f"~ {result.artifact.passport.name}: {doubt}"
-        for result in results
-        if result.run.latency_ns
-        for doubt in judge_stability(result.run).doubts
-    ]
+    lines = []
+    for result in results:
+        run = result.run
+        doubts = judge_stability(run).doubts if run.latency_ns else ()
+        lines += [one_line(f"~ {result.artifact.passport.name}: {said}") for said in (*run.flags, *doubts)]
+    return lines

@@ -28,7 +28,7 @@ class Gate:
         self._sleep = sleep
         self._now = now
         self.waited_seconds = waited_seconds
-        self.flags: list[str] = []
+        self._flagged: dict[str, str] = {}
         self.unmeasured: dict[str, str] = {}
 
     def wait(self, beat: Callable[[], None] = lambda: None) -> float:
@@ -44,14 +44,23 @@ class Gate:
             beat()
         self.waited_seconds += waited
         if why is not None:
-            flag = f"measured all the same: {why}, after {self.waited_seconds:.0f} s of waiting"
-            if flag not in self.flags:
-                self.flags.append(flag)
+            kind, reason = why
+            flag = f"measured all the same: {reason}, after {self.waited_seconds:.0f} s of waiting"
+            self._flagged.setdefault(kind, flag)
         return waited
 
-    def _closed(self) -> Optional[str]:
-        """Why the device is not fit now; None when it is, or nothing tells."""
-        return self._hot() or self._battery() or self._loaded()
+    @property
+    def flags(self) -> list[str]:
+        """What the device was let pass with; one a condition, the first time."""
+        return list(self._flagged.values())
+
+    def _closed(self) -> Optional[tuple[str, str]]:
+        """(condition, why the device is not fit now); None when it is, or nothing tells."""
+        for kind, look in (("heat", self._hot), ("battery", self._battery), ("load", self._loaded)):
+            why = look()
+            if why is not None:
+                return kind, why
+        return None
 
     def _hot(self) -> Optional[str]:
         limit = self._plan.max_temperature_c
