@@ -34,6 +34,7 @@ __all__ = [
     "IntegrityError",
     "Interrupted",
     "InvalidResultError",
+    "LeaseLost",
     "MeasurementError",
     "MissingDependencyError",
     "ModelCrashError",
@@ -211,6 +212,12 @@ class StoreError(HostError):
     """The results database cannot be read or written."""
 
     code = "STORE"
+
+
+class LeaseLost(HostError):
+    """This process stood still past its lease on a device, which another process uses now; it gives up."""
+
+    code = "LEASE_LOST"
 
 
 class DeviceError(EdgekitError):

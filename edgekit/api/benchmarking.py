@@ -69,7 +69,8 @@ def benchmark_all(
 ) -> tuple[BenchmarkResult, ...]:
     """Several artifacts on one device, which is opened once; see `benchmark`."""
     from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.devices.lease import hold_device
+    from edgekit.benchmarks.devices.registry import open_device
     from edgekit.disk import disk_errors_explained
     from edgekit.store import ResultStore
 
@@ -80,11 +81,11 @@ def benchmark_all(
     with disk_errors_explained(workspace), ResultStore(workspace) as store, open_device(device) as place:
         info = place.probe(Deadline.after(60))
         store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
+        with hold_device(info, Deadline.after(5), store) as held:
             for artifact, values in zip(opened, inputs, strict=True):
                 tell(f"{artifact.passport.name} on {info.spec}")
                 results.append(
-                    _measure(place, info, artifact, values, plan=plan, store=store, workspace=workspace, fresh=fresh)
+                    _measure(place, info, artifact, values, plan=plan, store=held, workspace=workspace, fresh=fresh)
                 )
     return tuple(results)
 

@@ -69,7 +69,8 @@ def measure(
     and the share of phases that are done. `runtime` is the format's own unless given.
     Raises DeviceError and its kin for the device and the link, InvalidResultError for a result that breaks the
     format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
-    do not fit, Interrupted on Ctrl-C (the job goes on).
+    do not fit, LeaseLost when `store` says that the device is another's by now, Interrupted on Ctrl-C (the job goes
+    on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
     files = prepare_inputs(inputs, artifact.passport, work_dir)
@@ -148,7 +149,8 @@ class _Job:
         name = self._name(attempt)
         started = self._timed("run", lambda: self.device.start(name, argv, self._soon(), env=env))
         deadline = Deadline.after(self.plan.timeout_seconds + _GRACE_SECONDS)
-        died = self._timed("run", lambda: wait_until_done(self.device, Start(name, argv, env), deadline, self._show))
+        start, check = Start(name, argv, env), self.store.check
+        died = self._timed("run", lambda: wait_until_done(self.device, start, deadline, self._show, check=check))
         if died is not None:
             return self._finish(attempt, self._record(attempt, died.status, died.error))
         return self._finish(attempt, self._collect(attempt, watched=started and not resumed))

@@ -74,18 +74,19 @@ def measure_pair(
     Raises DeviceError and its kin, MeasurementError where a run does not end well.
     """
     from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.devices.lease import hold_device
+    from edgekit.benchmarks.devices.registry import open_device
     from edgekit.benchmarks.harness import measure
 
     runs: tuple[list[Run], list[Run]] = ([], [])
     with open_device(device) as place:
         info = place.probe(Deadline.after(60))
-        with device_lock(info, Deadline.after(60)):
+        with hold_device(info, Deadline.after(60), store) as held:
             for turn in range(rounds):
                 for (artifact, inputs), done in zip((before, after), runs, strict=True):
                     if on_progress is not None:
                         on_progress(f"{artifact.passport.name} on {info.spec}, turn {turn + 1} of {rounds}")
-                    run = measure(place, info, artifact, inputs, plan, store=store, work_dir=work_dir, fresh=True)
+                    run = measure(place, info, artifact, inputs, plan, store=held, work_dir=work_dir, fresh=True)
                     if run.status is not RunStatus.OK or not run.latency_ns:
                         raise MeasurementError(
                             f"{artifact.passport.name}: {run.status}: {run.error or 'no samples'}", device=info.spec

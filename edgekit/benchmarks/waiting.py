@@ -76,15 +76,22 @@ def read_progress(device: Device, name: str, deadline: Deadline) -> Progress | N
 
 
 def wait_until_done(
-    device: Device, start: Start, deadline: Deadline, on_progress: Callable[[Progress], None]
+    device: Device,
+    start: Start,
+    deadline: Deadline,
+    on_progress: Callable[[Progress], None],
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> Died | None:
     """None once `result.json` is there; Died when it will never be. Raises what the link raises when it stays lost.
 
-    A runner that is gone is started again in the same folder, at most three times over all calls.
+    A runner that is gone is started again in the same folder, at most three times over all calls. `check` is called
+    before each look and ends the waiting by what it raises.
     """
     pause = _FIRST_LOOK_SECONDS
     beat, beat_at = -1, time.monotonic()
     while True:
+        check()
         progress = _look(device, start)
         if progress is not None and progress.job == start.name:
             if progress.state == "done":

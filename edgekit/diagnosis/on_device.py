@@ -58,7 +58,8 @@ def _run(
 ) -> tuple[np.ndarray, ...]:
     """Every output of the tapped file on the device, `[N, …]`."""
     from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.devices.lease import hold_device
+    from edgekit.benchmarks.devices.registry import open_device
     from edgekit.benchmarks.harness import measure
     from edgekit.benchmarks.inputs import InputSet, read_outputs
     from edgekit.benchmarks.values import Plan
@@ -73,9 +74,9 @@ def _run(
     with ResultStore(workspace) as store, open_device(device) as place:
         info = place.probe(Deadline.after(60))
         store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
+        with hold_device(info, Deadline.after(5), store) as held:
             tell(f"{name} on {info.spec}")
-            run = measure(place, info, tapped, inputs, plan, store=store, work_dir=workspace / "inputs")
+            run = measure(place, info, tapped, inputs, plan, store=held, work_dir=workspace / "inputs")
         if run.status != "ok" or run.outputs_sha256 is None:
             raise ModelCrashError(f"{name}: {run.status}: {run.error or 'no reason given'}", device=device)
         return read_outputs(store.outputs_path(run.outputs_sha256), tapped.passport, len(inputs), device=device)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
 from edgekit.benchmarks.values import DeviceInfo, Run
-from edgekit.errors import Blame, DeviceError, EdgekitError, HostError, Interrupted, UserError
+from edgekit.errors import Blame, DeviceError, EdgekitError, HostError, Interrupted, LeaseLost, UserError
 from edgekit.pipeline.conversion import Converted
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.recipe import DeviceEntry
@@ -21,6 +21,7 @@ from edgekit.report.model import SkippedDevice
 
 if TYPE_CHECKING:
     from edgekit.benchmarks.inputs import InputSet
+    from edgekit.benchmarks.journal import Store
     from edgekit.pipeline.run import Context
     from edgekit.store import ResultStore
     from edgekit.workload import Workload
@@ -109,7 +110,8 @@ def _measure_device(
     context: Context, entry: DeviceEntry, converted: Converted, fed: Mapping[str, InputSet], store: ResultStore
 ) -> tuple[DeviceInfo, list[Measurement]]:
     from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.devices.lease import hold_device
+    from edgekit.benchmarks.devices.registry import open_device
 
     name = f"measure-{entry.spec}"
     context.observe(StageEvent(stage=name, status=StageStatus.STARTED, text="connecting"))
@@ -117,10 +119,10 @@ def _measure_device(
     with open_device(entry.spec) as device:
         info = device.probe(Deadline.after(60))
         store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
+        with hold_device(info, Deadline.after(5), store) as held:
             done: list[Measurement] = []
             for place, artifact in enumerate(converted.all):
-                gone = next((m.error for m in done if m.error is not None and m.error.blame is Blame.LINK), None)
+                gone = next((m.error for m in done if m.error is not None and _is_gone(m.error)), None)
                 done.append(
                     Measurement(artifact=artifact, device=info.spec, run=None, error=gone)
                     if gone is not None
@@ -131,7 +133,7 @@ def _measure_device(
                         info,
                         artifact,
                         fed[artifact.passport.sha256],
-                        store,
+                        held,
                         place / len(converted.all),
                     )
                 )
@@ -146,6 +148,11 @@ def _measure_device(
     return info, done
 
 
+def _is_gone(error: EdgekitError) -> bool:
+    """Whether nothing more can be measured on the device that gave this error."""
+    return error.blame is Blame.LINK or isinstance(error, LeaseLost)
+
+
 def _measure_one(
     context: Context,
     stage: str,
@@ -153,7 +160,7 @@ def _measure_one(
     info: DeviceInfo,
     artifact: Artifact,
     inputs: InputSet,
-    store: ResultStore,
+    store: Store,
     fraction: float,
 ) -> Measurement:
     from edgekit.benchmarks.harness import measure
