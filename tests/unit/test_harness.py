@@ -233,7 +233,7 @@ def test_ctrl_c_is_an_edgekit_error(
 ) -> None:
     """KeyboardInterrupt becomes Interrupted with a hint, and the attempt stays pending."""
 
-    def interrupt(*_args: object) -> None:
+    def interrupt(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(harness, "wait_until_done", interrupt)
