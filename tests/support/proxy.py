@@ -44,15 +44,16 @@ class Proxy:
         self._listener.close()
         self.cut()
 
-    def cut(self) -> None:
-        """Reset every connection now."""
+    def cut(self, *, reset: bool = True) -> None:
+        """End every connection now: by a reset, or in good order (FIN)."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         self.cuts += bool(pairs)
         for pair in pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    if reset:
+                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     end.shutdown(socket.SHUT_RDWR)
                     end.close()
 
