@@ -127,7 +127,7 @@ def _engine(url: str) -> Engine:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_pre_ping=True)  # a server that was restarted costs no attempt
     except (ArgumentError, ImportError) as e:
         raise StoreError(f"cannot use the database {url!r}: {e}") from e
     if engine.dialect.name == "sqlite":

@@ -12,6 +12,7 @@ kept apart (`late`), flagged, and never published; the attempt stays pending, fo
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -33,13 +34,14 @@ LATE = "recorded after its lease had gone to another process: perhaps measured b
 class ResultStore:
     """The results database and, beside it, the outputs that devices gave.
 
-    `folder` holds `results.db` (unless `url` names another database) and `outputs/<sha256>.npz`.
+    `folder` holds `outputs/<sha256>.npz` and `results.db`, unless `url` or `$EDGEKIT_STORE` names another database.
     Raises StoreError when the database cannot be opened or is of a newer edgekit.
     """
 
     def __init__(self, folder: Path, *, url: str | None = None) -> None:
         self._folder = folder
         (folder / "outputs").mkdir(parents=True, exist_ok=True)
+        url = url or os.environ.get("EDGEKIT_STORE")
         self._database = Database(url or f"sqlite:///{folder / 'results.db'}")
         self._tables = self._database.tables
         self._transaction = self._database.transaction
