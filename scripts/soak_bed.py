@@ -192,7 +192,7 @@ def finish(bed: Bed, target: Target, rng: random.Random) -> bool:
 
 def cut_push(bed: Bed, target: Target, rng: random.Random) -> bool:
     """Reset after so many more bytes have gone to the device: most of them are a file's."""
-    return _cut_within(target, up=rng.randrange(1, 400_000))
+    return _cut_within(target, up=rng.randrange(1, 250_000))
 
 
 def cut_pull(bed: Bed, target: Target, rng: random.Random) -> bool:

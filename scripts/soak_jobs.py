@@ -20,7 +20,7 @@ from edgekit.store import ResultStore
 
 WIDTH = 16
 INPUTS = 2000
-PADDING_BYTES = 300_000
+PADDING_BYTES = 150_000
 """So that a push takes long enough to be cut in the middle."""
 
 RUNTIME = RuntimeSpec(

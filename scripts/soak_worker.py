@@ -9,6 +9,7 @@ again. Each job that is done is a line in its events file, written after the sto
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -38,7 +39,40 @@ def open_device(config: dict[str, Any]) -> PosixDevice:
     return AdbDevice(AdbTransport(find_adb(), config["address"]), root=root)
 
 
-def session(config: dict[str, Any], jobs: list[int], note: Any, fail: Any) -> None:
+class Jobs:
+    """The jobs of all devices, each claimed by one of them for good; a new worker goes on with its device's claims."""
+
+    def __init__(self, config: dict[str, Any], done: set[int]) -> None:
+        self._folder = Path(config["folder"]) / "claims"
+        self._folder.mkdir(exist_ok=True)
+        self._name: str = config["name"]
+        self._all = range(config["jobs"])
+        self._done = done
+        claimed = (job for job in self._all if self._owner(job) == self._name)
+        self.now: int | None = next((job for job in claimed if job not in done), None)
+        if self.now is None:
+            self.advance()
+
+    def advance(self) -> None:
+        """Go on to the next job that nobody has claimed; `now` is None when there is none."""
+        for job in self._all:
+            try:
+                # a link appears with its content, whenever its maker is killed
+                (self._folder / str(job)).symlink_to(self._name)
+            except FileExistsError:
+                continue
+            self.now = job
+            return
+        self.now = None
+
+    def _owner(self, job: int) -> str | None:
+        try:
+            return os.readlink(self._folder / str(job))
+        except FileNotFoundError:
+            return None
+
+
+def session(config: dict[str, Any], jobs: Jobs, note: Any, fail: Any) -> None:
     """The jobs on one connection and one lease, until all are done or something is raised."""
     folder = Path(config["folder"])
     with ResultStore(folder / "store") as store, open_device(config) as device:
@@ -48,11 +82,11 @@ def session(config: dict[str, Any], jobs: list[int], note: Any, fail: Any) -> No
         with hold_device(info, Deadline.after(10), store) as held:
             if config["sabotage"] == "forgetful":
                 held.pending = lambda _key: None  # type: ignore[method-assign]
-            while jobs:
+            while jobs.now is not None:
                 run = measure(
                     device,
                     info,
-                    soak_jobs.artifact(folder / "models", config["seed"], jobs[0], config["ledger"]),
+                    soak_jobs.artifact(folder / "models", config["seed"], jobs.now, config["ledger"]),
                     soak_jobs.inputs(),
                     soak_jobs.PLAN,
                     store=held,
@@ -60,29 +94,32 @@ def session(config: dict[str, Any], jobs: list[int], note: Any, fail: Any) -> No
                     runtime=soak_jobs.RUNTIME,
                 )
                 if run.status == "ok":
-                    note({"done": jobs.pop(0), "key": run.job_key})
+                    note({"done": jobs.now, "key": run.job_key})
+                    jobs.advance()
                 else:
                     fail(f"run {run.status}", run.error or "")
 
 
 def main() -> None:
     """Work until every job of this device is done."""
+    logging.basicConfig(format="%(asctime)s %(message)s")
     config = json.loads(Path(sys.argv[1]).read_text())
     events = Path(config["events"])
     done, _ = soak_jobs.read_events([events])
-    jobs = [job for job in config["jobs"] if job not in done]
+    jobs = Jobs(config, set(done))
     descriptor = os.open(events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def note(event: dict[str, Any]) -> None:
         os.write(descriptor, f"{json.dumps(event)}\n".encode())
 
     def fail(code: str, text: str) -> None:
-        note({"error": code, "text": text[:500], "job": jobs[0]})
+        note({"error": code, "text": text[:500], "job": jobs.now})
 
-    while jobs:
+    while jobs.now is not None:
         try:
             session(config, jobs, note, fail)
         except EdgekitError as e:
+            logging.exception("job %s", jobs.now)
             fail(e.code, e.message)
             time.sleep(0.2)
 

@@ -15,7 +15,7 @@ SOAK = Path(__file__).parents[2] / "scripts" / "soak.py"
 
 def soak(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SOAK), "--no-report", "--only-faults", *options],
+        [sys.executable, str(SOAK), "--no-report", "--plain-jobs", "0", *options],
         capture_output=True,
         text=True,
         timeout=850,
