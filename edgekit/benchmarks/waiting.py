@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.devices.base import Completed, Deadline, Device
 from edgekit.benchmarks.values import RunStatus
 from edgekit.errors import DeviceLost
 from edgekit.schema import Record, parse_json
@@ -66,13 +66,23 @@ class Start:
 
 def read_progress(device: Device, name: str, deadline: Deadline) -> Progress | None:
     """What the runner last said; None where it has said nothing (or nothing that can be read)."""
-    done = device.run(["cat", str(device.job_dir(name) / "progress.json")], deadline)
+    done = _asked(device, name, ["cat", str(device.job_dir(name) / "progress.json")], deadline)
     if done.returncode != 0:
         return None
     try:
         return Progress.model_validate(parse_json(done.stdout, max_bytes=_MAX_PROGRESS_BYTES))
     except (ValueError, ValidationError):
         return None
+
+
+def _asked(device: Device, name: str, argv: list[str], deadline: Deadline) -> Completed:
+    """What a command without effects says; once more when the link broke under it."""
+    try:
+        return device.run(argv, deadline)
+    except DeviceLost as e:
+        log.warning("%s: lost while looking at a job, which goes on: %s", device.spec, e.message)
+        device.is_alive(name, deadline)  # idempotent, so it brings the link back
+        return device.run(argv, deadline)
 
 
 def wait_until_done(
@@ -141,7 +151,7 @@ def _attend(device: Device, start: Start) -> Died | None:
 def _how_it_ended(device: Device, name: str) -> Died | None:
     """A runner that ended by itself without a result; None when it was killed (or was never there)."""
     folder = device.job_dir(name)
-    done = device.run(["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
+    done = _asked(device, name, ["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
     text = done.stdout.strip()
     if done.returncode != 0 or not text.isdigit() or int(text) > 128 or int(text) == 0:
         return None
