@@ -31,7 +31,8 @@ class BenchmarkResult:
     cold_load_ns: int | None
     """Median over fresh processes of import + load + first inference."""
     harness_ns: int | None
-    """Wall time of the whole benchmark less the time inside inferences; None when the result was stored."""
+    """Wall time of the whole benchmark less the time inside inferences; None when the result was stored, or
+    the job was another call's that had been broken off."""
 
     def as_error(self) -> EdgekitError:
         """The failure of a run that did not end well."""
@@ -130,5 +131,5 @@ def _measure(
         run=run,
         latency=summarize(run.latency_ns) if run.latency_ns else None,
         cold_load_ns=cold_load_ns(run),
-        harness_ns=None if was_stored else wall - inside,
+        harness_ns=None if was_stored or inside > wall else wall - inside,
     )

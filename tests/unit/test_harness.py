@@ -249,7 +249,7 @@ def test_a_reboot_voids_the_attempt(
     """An attempt that was cut off by a restart of the device is recorded as lost, and a new one gives the result."""
     artifact = doubles.artifact(tmp_path / "m")
 
-    def cut(*_args: object) -> None:
+    def cut(*_args: object, **_options: object) -> None:
         raise DeviceLost("gone", device="local")
 
     monkeypatch.setattr(harness, "wait_until_done", cut)
