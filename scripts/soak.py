@@ -257,7 +257,9 @@ def _without_faults(bed: Bed, folder: Path, jobs: int, seed: int) -> Outcome:
 def _keep(folder: Path, kept: Path) -> None:
     import shutil
 
-    shutil.copytree(folder, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns("models", "outputs", "tmp", "site"))
+    shutil.copytree(
+        folder, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns("models", "outputs", "tmp", "site", "claims")
+    )
 
 
 def report(options: argparse.Namespace, plain: list[Outcome], faulted: Outcome) -> str:
