@@ -328,7 +328,14 @@ def main() -> int:
     options.plain_jobs = options.jobs if options.plain_jobs is None else options.plain_jobs
     if min(options.jobs, options.faults + 1, options.kills + 1, options.boards + 1) < 1:
         parser.error("jobs must be at least 1, the other numbers at least 0")
+    # also where a shell started it in the background: everything that was started is ended on the way out
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
     return soak(options)
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
