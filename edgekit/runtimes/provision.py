@@ -11,6 +11,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.benchmarks.devices.asking import ask
 from edgekit.benchmarks.devices.base import Deadline, Device, Needed
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceUnusable, IntegrityError, MissingDependencyError
@@ -123,7 +124,7 @@ def _install(
     """What the installer on the device printed: `missing` or `paths`."""
     argv = [device.python, installer, str(device.root / "site"), str(device.root / "cas"), runtime.check]
     argv += [ready, *shas]
-    done = device.run(argv, deadline)
+    done = ask(device, argv, deadline)  # it unpacks by rename, so twice is once
     if done.returncode == 0:
         try:
             answer = parse_json(done.stdout, max_bytes=1 << 20)

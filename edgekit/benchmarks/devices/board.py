@@ -31,6 +31,7 @@ from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board_tree import KEYRING, board_tree, recipe_id
 from edgekit.benchmarks.devices.cell import Cell, cell_unavailable_reason, remove_tree, start_cell
 from edgekit.benchmarks.devices.local import cache_dir
+from edgekit.benchmarks.devices.process import process_start
 from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceLost, DeviceTimeout, DeviceUnusable, EdgekitError
@@ -178,12 +179,8 @@ def _prefix() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """When process `pid` began, in clock ticks since boot; None when there is none. Tells a reused pid."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()[19]
+    found = process_start(pid)
+    return found.start if found else None
 
 
 def remove_stale_boards() -> int:
