@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgekit.artifact import Format, RangeRule, RuleAction, Scheme
 from edgekit.benchmarks.values import Gates, Plan
@@ -40,9 +40,9 @@ from edgekit.distill.options import (
 )
 from edgekit.errors import RecipeError
 from edgekit.pretrain.options import PretrainOptions
-from edgekit.schema import Record, near_miss, validation_problems
+from edgekit.schema import Record, near_miss
 from edgekit.sensing.options import SenseOptions
-from edgekit.yaml_file import YamlError, read_yaml
+from edgekit.yaml_file import YamlError, read_yaml, record_of
 
 __all__ = [
     "ConvertOptions",
@@ -265,11 +265,9 @@ def load_recipe(path: Path, *, overrides: Mapping[tuple[str, ...], Any] | None =
             hint="upgrade edgekit, or write the recipe in version 1",
         )
     try:
-        return Recipe.model_validate(document.value)
-    except ValidationError as e:
-        lines = [document.line_of(problem["loc"]) for problem in e.errors(include_url=False)]
-        told = [f"{path}:{line}: {text}" for line, text in zip(lines, validation_problems(e, Recipe), strict=True)]
-        raise RecipeError("\n".join(told)) from e
+        return record_of(Recipe, document, path)
+    except YamlError as e:
+        raise RecipeError(str(e)) from e
 
 
 def _override(document: dict[str, Any], place: tuple[str, ...], value: Any) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ __all__ = [
     "Record",
     "canonical_json",
     "digest",
+    "known_sha256",
     "near_miss",
     "parse_json",
     "parse_record",
@@ -150,6 +152,17 @@ def sha256_of(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """`sha256_of(path)`, hashed once in this process as long as inode, size and time of change stay."""
+    status = path.stat()
+    return _sha256_as_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_as_of(path: Path, _inode: int, _size: int, _changed: int) -> str:
+    return sha256_of(path)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

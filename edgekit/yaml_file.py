@@ -10,14 +10,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
-__all__ = ["YamlDocument", "YamlError", "read_yaml"]
+from edgekit.schema import Record, validation_problems
+
+__all__ = ["YamlDocument", "YamlError", "read_yaml", "record_of"]
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 50
+
+R = TypeVar("R", bound=Record)
 
 
 class YamlError(ValueError):
@@ -82,6 +87,16 @@ def read_yaml(path: Path) -> YamlDocument:
     except RecursionError as e:
         raise YamlError("nested too deeply") from e
     return YamlDocument(value=value, lines=lines)
+
+
+def record_of(cls: type[R], document: YamlDocument, path: Path) -> R:
+    """The document as a `cls`; raises YamlError with one line `path:line: problem` for each."""
+    try:
+        return cls.model_validate(document.value)
+    except ValidationError as e:
+        lines = [document.line_of(problem["loc"]) for problem in e.errors(include_url=False)]
+        told = [f"{path}:{line}: {text}" for line, text in zip(lines, validation_problems(e, cls), strict=True)]
+        raise YamlError("\n".join(told)) from e
 
 
 def _refuse_aliases(loader: yaml.SafeLoader) -> None:

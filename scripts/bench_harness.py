@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from edgekit.api import BenchmarkResult, benchmark_all
-from edgekit.benchmarks.devices.registry import list_devices
+from edgekit.benchmarks.devices.listing import list_devices
 from edgekit.benchmarks.values import Plan
 from edgekit.pipeline.facts import host_facts
 from edgekit.pipeline.workspace import Workspace

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,19 +23,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from edgekit.artifact import Artifact
-from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.affinity import with_cores_of
+from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Needed, Watched
+from edgekit.benchmarks.devices.inventory import require_runtime, with_floors_of
+from edgekit.benchmarks.devices.quarantine import quarantined
+from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
-from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, read_result
+from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, parse_result, read_result
 from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
-from edgekit.benchmarks.waiting import Progress, Start, read_progress, wait_until_done
-from edgekit.errors import DeviceError, Interrupted, InvalidResultError
+from edgekit.benchmarks.waiting import Died, Progress, Start, Watcher, launch, read_progress, wait_until_done
+from edgekit.errors import DeviceError, DeviceRebooted, HostError, Interrupted, InvalidResultError
 from edgekit.runtimes.catalog import RuntimeSpec, runtime_for
 from edgekit.runtimes.compatibility import require_new_enough
 from edgekit.runtimes.pack import pack_runner
-from edgekit.runtimes.provision import provision, runtime_identity
+from edgekit.runtimes.provision import provided, provision, runtime_identity
 from edgekit.runtimes.runner import SCHEMA_VERSION
-from edgekit.schema import canonical_json, digest, sha256_of
+from edgekit.schema import canonical_json, digest, known_sha256, sha256_of
 
 __all__ = ["job_key", "measure"]
 
@@ -67,11 +72,14 @@ def measure(
 
     `work_dir` takes input files and the packed runner (shared between calls). `on_progress` is told the phase
     and the share of phases that are done. `runtime` is the format's own unless given.
-    Raises DeviceError and its kin for the device and the link, InvalidResultError for a result that breaks the
-    format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
-    do not fit, Interrupted on Ctrl-C (the job goes on).
+    Raises DeviceError and its kin for the device and the link (DeviceRebooted where a restart voided the attempt,
+    DeviceFlapping for a link that broke three times within half a minute), InvalidResultError for a result that breaks
+    the format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs
+    that do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
+    require_runtime(info.spec, runtime.name)
+    plan = with_floors_of(info.spec, with_cores_of(info, plan))
     files = prepare_inputs(inputs, artifact.passport, work_dir)
     runner, runner_sha256 = pack_runner(work_dir)
     identity = runtime_identity(runtime, info)
@@ -95,7 +103,8 @@ def measure(
         on_progress=on_progress or (lambda _phase, _part: None),
     )
     try:
-        return job.measure()
+        with quarantined(info):
+            return job.measure()
     except KeyboardInterrupt as e:
         raise Interrupted(
             f"interrupted while measuring {artifact.passport.name} on {info.spec}; the job may go on there",
@@ -139,19 +148,34 @@ class _Job:
     def measure(self) -> Run:
         attempt = self.store.pending(self.key)
         if attempt is not None and self._was_restarted(attempt):
-            self._record(attempt, RunStatus.LOST, "the device was restarted while the job ran")
+            self._record(attempt, RunStatus.LOST, REBOOTED)
             attempt = None
         resumed = attempt is not None
         if attempt is None:
             attempt = self.store.begin(self.key)
-        argv, env = self._timed("push", lambda: self._push(attempt))
-        name = self._name(attempt)
-        started = self._timed("run", lambda: self.device.start(name, argv, self._soon(), env=env))
+        job = self._timed("push", lambda: self._launch(attempt))
+        watcher = Watcher(job.job, self._show)
         deadline = Deadline.after(self.plan.timeout_seconds + _GRACE_SECONDS)
-        died = self._timed("run", lambda: wait_until_done(self.device, Start(name, argv, env), deadline, self._show))
-        if died is not None:
-            return self._finish(attempt, self._record(attempt, died.status, died.error))
-        return self._finish(attempt, self._collect(attempt, watched=started and not resumed))
+        watched = self._timed("run", lambda: launch(self.device, job, watcher))
+        if watched.missing:
+            self.host_ns["push"] += self.host_ns.pop("run")
+            self._timed("push", self._push)
+            watched = self._timed("run", lambda: launch(self.device, job, watcher))
+        if watched.missing:
+            raise DeviceError(
+                f"{watched.missing[0].name} was sent and is not there",
+                device=self.info.spec,
+                hint="is something else removing files from edgekit's folder on the device?",
+            )
+        is_ours = watched.started and not resumed
+        start = Start(job.job, list(job.argv), dict(job.env))
+        ended = self._timed("run", lambda: wait_until_done(self.device, start, deadline, watched, watcher))
+        if isinstance(ended, Died):
+            run = self._finish(attempt, self._record(attempt, ended.status, ended.error))
+            if ended.error == REBOOTED:
+                raise DeviceRebooted(f"{REBOOTED}; attempt {attempt} is void", device=self.info.spec)
+            return run
+        return self._finish(attempt, self._collect(attempt, ended, is_whole=is_ours))
 
     def _name(self, attempt: int) -> str:
         return f"{self.key}.{attempt}"
@@ -172,17 +196,39 @@ class _Job:
         boots = (progress.boot_id if progress else None, self.info.boot_id)
         return None not in boots and boots[0] != boots[1]
 
-    def _push(self, attempt: int) -> tuple[list[str], dict[str, str]]:
-        """Everything the job needs, on the device; the argv and environment that start it."""
-        device, deadline = self.device, Deadline.after(_PUSH_SECONDS)
-        env = provision(device, self.info, self.runtime, deadline).env
-        runner = device.put(self.runner, deadline)
-        model = device.put(self.artifact.path, deadline)
-        inputs = [(name, device.put(path, deadline)) for name, path in self.files.files]
-        backend = device.put(self.runtime.backend_file, deadline) if self.runtime.backend_file else None
-        folder = device.job_dir(self._name(attempt))
-        device.write(folder / "job.json", self._job_json(attempt, model, inputs, backend), deadline)
-        return [device.python, str(runner), "run", str(folder)], env
+    def _files(self) -> list[Path]:
+        """Everything the job reads, beside its runtime."""
+        backend = [self.runtime.backend_file] if self.runtime.backend_file else []
+        return [self.runner, self.artifact.path, *(path for _, path in self.files.files), *backend]
+
+    def _launch(self, attempt: int) -> Launch:
+        """The job, told from what lies here; whether it lies there as well is for the device to say."""
+        given = provided(self.device, self.info, self.runtime)
+        places = [self._place(path) for path in self._files()]
+        runner, model, *inputs = (needed.path for needed in places)
+        names = [name for name, _ in self.files.files]
+        backend = inputs.pop() if self.runtime.backend_file else None
+        name = self._name(attempt)
+        return Launch(
+            job=name,
+            argv=(self.device.python, str(runner), "run", str(self.device.job_dir(name))),
+            env=given.env,
+            needed=(*given.needed, *places),
+            files={"job.json": self._job_json(attempt, model, list(zip(names, inputs, strict=True)), backend)},
+        )
+
+    def _place(self, path: Path) -> Needed:
+        try:
+            return Needed(path=self.device.stored(known_sha256(path)), size=path.stat().st_size)
+        except OSError as e:
+            raise HostError(f"cannot read {path}: {e.strerror}") from e
+
+    def _push(self) -> None:
+        """Everything the job needs, on the device."""
+        deadline = Deadline.after(_PUSH_SECONDS)
+        provision(self.device, self.info, self.runtime, deadline)
+        for path in self._files():
+            self.device.put(path, deadline)
 
     def _job_json(
         self, attempt: int, model: PurePosixPath, inputs: list[tuple[str, PurePosixPath]], backend: PurePosixPath | None
@@ -204,29 +250,43 @@ class _Job:
     def _show(self, progress: Progress) -> None:
         self.on_progress(progress.phase, progress.done / max(1, progress.total))
 
-    def _collect(self, attempt: int, *, watched: bool) -> Run:
-        """Pull what the device has, check it, keep the outputs, record the run."""
+    def _collect(self, attempt: int, watched: Watched, *, is_whole: bool) -> Run:
+        """Take what the device has, check it, keep the outputs, record the run.
+
+        `is_whole` says that this call saw the job from its start to its end.
+        """
         try:
-            result = self._timed("pull", lambda: self._pull(attempt, watched=watched))
+            result = self._timed("pull", lambda: self._pull(attempt, watched.result, is_whole=is_whole))
         except InvalidResultError as e:
             self._record(attempt, RunStatus.FAILED, f"the device's result was refused: {e.message}")
             raise
         flags = list(result.flags)
         if result.starts > 1:
             flags.append(f"the runner was started {result.starts} times")
-        return self._record(attempt, RunStatus(result.status), result.error, result.values() | {"flags": tuple(flags)})
+        error = result.error
+        if result.signal == signal.SIGKILL and (said := killed_for_memory(self.device)) is not None:
+            error = f"{error}\nthe device's log: {said}"
+        return self._record(attempt, RunStatus(result.status), error, result.values() | {"flags": tuple(flags)})
 
-    def _pull(self, attempt: int, *, watched: bool) -> RunnerResult:
+    def _result(self, name: str, text: bytes | None) -> RunnerResult:
+        """The checked result: `text`, or what lies on the device where it was too large to come along."""
+        spec, count = self.info.spec, self.files.count
+        if text is not None:
+            return parse_result(text, device=spec, job=name, plan=self.plan, inputs=count)
+        local = self.work_dir / f"{name}.result.json"
+        try:
+            source = self.device.job_dir(name) / "result.json"
+            self.device.pull(source, local, Deadline.after(_PUSH_SECONDS), max_bytes=MAX_RESULT_BYTES)
+            return read_result(local, device=spec, job=name, plan=self.plan, inputs=count)
+        finally:
+            local.unlink(missing_ok=True)
+
+    def _pull(self, attempt: int, text: bytes | None, *, is_whole: bool) -> RunnerResult:
         """The checked result; its outputs file, checked too, lies where the store wants it."""
         name, deadline = self._name(attempt), Deadline.after(_PUSH_SECONDS)
         folder, spec = self.device.job_dir(name), self.info.spec
-        local = self.work_dir / f"{name}.result.json"
-        try:
-            self.device.pull(folder / "result.json", local, deadline, max_bytes=MAX_RESULT_BYTES)
-            result = read_result(local, device=spec, job=name, plan=self.plan, inputs=self.files.count)
-        finally:
-            local.unlink(missing_ok=True)
-        if watched:
+        result = self._result(name, text)
+        if is_whole:
             self._compare_clocks(result)
         if result.outputs is None:
             return result
@@ -234,7 +294,8 @@ class _Job:
         pulled = self.work_dir / f"{name}.outputs.npz"
         try:
             limit = outputs_limit(passport, count)
-            self.device.pull(folder / "outputs.npz", pulled, deadline, max_bytes=limit)
+            sha = result.outputs.sha256
+            self.device.pull(folder / "outputs.npz", pulled, deadline, max_bytes=limit, sha256=sha)
             if sha256_of(pulled) != result.outputs.sha256:
                 raise InvalidResultError("is not the file the result names", device=spec, field="outputs.sha256")
             read_outputs(pulled, passport, count, device=spec)

@@ -13,14 +13,23 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
-from edgekit.benchmarks.values import ColdStart, Conditions, Memory, Plan, RuntimeFacts
+from edgekit.benchmarks.values import (
+    Block,
+    ColdStart,
+    Conditions,
+    Energy,
+    Memory,
+    Operator,
+    Plan,
+    RuntimeFacts,
+)
 from edgekit.errors import InvalidResultError
 from edgekit.runtimes.runner import MAX_SAMPLES, SCHEMA_VERSION
 from edgekit.schema import Record, parse_json
 
 __all__ = ["MAX_RESULT_BYTES", "RunnerResult", "parse_result", "read_result"]
 
-MAX_RESULT_BYTES = 16 * 1024 * 1024
+MAX_RESULT_BYTES = 8 * 1024 * 1024
 
 _NS_LIMIT = 10**9 * 86_400 * 30
 """A month: nothing here takes longer."""
@@ -51,6 +60,7 @@ class _ColdStart(_Strict):
 
 class _Memory(_Strict):
     baseline_rss_bytes: Annotated[int, Field(ge=1, le=_BYTES_LIMIT)] | None
+    baseline_pss_bytes: Annotated[int, Field(ge=1, le=_BYTES_LIMIT)] | None
     loaded_rss_bytes: Annotated[int, Field(ge=1, le=_BYTES_LIMIT)] | None
     peak_rss_bytes: Annotated[int, Field(ge=1, le=_BYTES_LIMIT)] | None
     pss_bytes: Annotated[int, Field(ge=1, le=_BYTES_LIMIT)] | None
@@ -58,10 +68,38 @@ class _Memory(_Strict):
 
 class _Conditions(_Strict):
     monotonic_ns: Annotated[int, Field(ge=0, le=2**62)]
+    wall_ns: Annotated[int, Field(ge=-(2**62), le=2**62)]
     load_average_1m: Annotated[float, Field(ge=0, le=1e6)] | None
     temperature_milli_c: Annotated[dict[Text, Annotated[int, Field(ge=-300_000, le=1_000_000)]], Field(max_length=512)]
     cpu_khz: Annotated[dict[Text, Annotated[int, Field(ge=0, le=10**9)]], Field(max_length=4096)]
     governor: Text | None
+    battery_percent: Annotated[int, Field(ge=0, le=100)] | None
+    is_charging: bool | None
+
+
+class _Block(_Strict):
+    samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
+    waited_ns: Nanoseconds
+    state: _Conditions
+
+
+class _Operator(_Strict):
+    name: Text
+    type: Text
+    calls: Annotated[int, Field(ge=1, le=10**9)]
+    total_ns: Nanoseconds
+
+
+class _Energy(_Strict):
+    source: Text
+    idle_mw: Annotated[float, Field(ge=0, le=1e9)]
+    busy_mw: Annotated[float, Field(ge=0, le=1e9)]
+    idle_error_mw: Annotated[float, Field(ge=0, le=1e9)]
+    busy_error_mw: Annotated[float, Field(ge=0, le=1e9)]
+    inferences: Annotated[int, Field(ge=1, le=10**12)]
+    seconds: Annotated[float, Field(gt=0, le=1e7)]
+    mj_per_inference: Annotated[float, Field(ge=-1e12, le=1e12)]
+    error_mj: Annotated[float, Field(ge=0, le=1e12)]
 
 
 class _Runtime(_Strict):
@@ -71,13 +109,14 @@ class _Runtime(_Strict):
     delegate: Text | None
     delegate_nodes: Annotated[int, Field(ge=0, le=10**7)] | None
     total_nodes: Annotated[int, Field(ge=0, le=10**7)] | None
+    interface: Text
     python: Text
 
 
 class RunnerResult(_Strict):
-    """`result.json`, version 1; the fields are described in `edgekit.runtimes.runner`."""
+    """`result.json`, version 2; the fields are described in `edgekit.runtimes.runner`."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     job: Text
     status: Literal["ok", "failed", "crashed", "timed_out"]
     error: Text | None
@@ -86,16 +125,20 @@ class RunnerResult(_Strict):
     cold_starts: Annotated[tuple[_ColdStart, ...], Field(max_length=1000)]
     warmup_ns: Samples
     latency_ns: Samples
+    calls_per_sample: Annotated[int, Field(ge=1, le=1000)]
+    blocks: Annotated[tuple[_Block, ...], Field(max_length=1000)]
     sampled_every: Annotated[int, Field(ge=1, le=10**9)]
     stopped_by: Literal["minimum reached", "max_seconds"] | None
     memory: _Memory | None
+    operators: Annotated[tuple[_Operator, ...], Field(max_length=2000)] | None
+    energy: _Energy | None
     before: _Conditions
     after: _Conditions
     evaluated: Annotated[int, Field(ge=1, le=10**9)] | None
     outputs: _Outputs | None
     unmeasured: Annotated[dict[Text, Text], Field(max_length=64)]
     flags: Annotated[tuple[Text, ...], Field(max_length=64)]
-    phase_ns: dict[Literal["cold", "warm", "memory", "accuracy"], Nanoseconds]
+    phase_ns: dict[Literal["cold", "warm", "memory", "profile", "energy", "accuracy"], Nanoseconds]
     starts: Annotated[int, Field(ge=1, le=10**6)]
 
     def values(self) -> dict[str, object]:
@@ -105,9 +148,13 @@ class RunnerResult(_Strict):
             "cold_starts": tuple(ColdStart(**c.model_dump()) for c in self.cold_starts),
             "warmup_ns": self.warmup_ns,
             "latency_ns": self.latency_ns,
+            "calls_per_sample": self.calls_per_sample,
+            "blocks": tuple(Block(**b.model_dump()) for b in self.blocks),
             "sampled_every": self.sampled_every,
             "stopped_by": self.stopped_by,
             "memory": Memory(**self.memory.model_dump()) if self.memory else None,
+            "operators": None if self.operators is None else tuple(Operator(**o.model_dump()) for o in self.operators),
+            "energy": Energy(**self.energy.model_dump()) if self.energy else None,
             "before": Conditions(**self.before.model_dump()),
             "after": Conditions(**self.after.model_dump()),
             "evaluated": self.evaluated,
@@ -157,6 +204,9 @@ def _contradictions(r: RunnerResult, job: str, plan: Plan, inputs: int) -> list[
         ("latency_ns", ok and not r.latency_ns, "empty in a run that is ok"),
         ("latency_ns", _too_few(r, plan), f"{len(r.latency_ns)} samples said to be the minimum of {plan.min_samples}"),
         ("latency_ns", _sum(r) > r.phase_ns.get("warm", 0), "the samples take longer than their phase"),
+        ("blocks", sum(b.samples for b in r.blocks) != len(r.latency_ns), "do not add up to the samples"),
+        ("operators", r.operators is not None and not plan.profile, "not asked for"),
+        ("energy", r.energy is not None and not plan.energy, "not asked for"),
         ("stopped_by", bool(r.latency_ns) != (r.stopped_by is not None), "belongs to samples"),
         ("runtime", bool(r.latency_ns) != (r.runtime is not None), "belongs to samples"),
         ("memory", ok and plan.memory and r.memory is None, "asked for and not there"),
@@ -179,7 +229,8 @@ def _too_few(r: RunnerResult, plan: Plan) -> bool:
 
 
 def _sum(r: RunnerResult) -> int:
-    return sum(r.latency_ns) + sum(r.warmup_ns)
+    # a latency is a sample's time divided by its calls and rounded
+    return sum(max(0, s - 1) for s in r.latency_ns) * r.calls_per_sample + sum(r.warmup_ns)
 
 
 def _memory_shrinks(r: RunnerResult) -> bool:

@@ -14,13 +14,17 @@ from pydantic import Field
 from edgekit.schema import Record, digest
 
 __all__ = [
+    "Block",
     "Cluster",
     "ColdStart",
     "Conditions",
     "DeviceInfo",
+    "DeviceState",
     "DeviceStatus",
+    "Energy",
     "Gates",
     "Memory",
+    "Operator",
     "Plan",
     "Run",
     "RunStatus",
@@ -31,10 +35,14 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Cluster(Record):
-    """Cores that share a maximum clock (big.LITTLE); `cores` are CPU numbers."""
+    """Cores that are alike and share a clock (big.LITTLE); `cores` are CPU numbers."""
 
     cores: tuple[int, ...]
     max_khz: int | None = None
+    capacity: int | None = None
+    """The kernel's `cpu_capacity`: 1024 is the fastest core of the device at its fastest clock."""
+    name: Literal["little", "mid", "big"] | None = None
+    """None where all cores are alike."""
 
 
 class DeviceInfo(Record):
@@ -59,11 +67,19 @@ class DeviceInfo(Record):
     kernel: str | None = None
     abi: str | None = None
     """`uname -m`: x86_64, aarch64, armv7l."""
+    abis: tuple[str, ...] = ()
+    """What Android can load, the preferred first: arm64-v8a, armeabi-v7a."""
     libc: str | None = None
     python: str | None = None
     """`3.13.5`, or None where the device has no Python."""
     governor: str | None = None
     android_api: int | None = None
+    build_fingerprint: str | None = None
+    """`ro.build.fingerprint`: names one build of Android."""
+    security_patch: str | None = None
+    """Android's security patch level, `2026-05-05`."""
+    is_rooted: bool | None = None
+    """Whether commands run as root there, or an Android has `su`."""
     emulated: bool = False
     """True where a latency measured here is not a hardware latency."""
     emulation: str | None = None
@@ -74,8 +90,34 @@ class DeviceInfo(Record):
     """Changes with each boot; not part of the fingerprint."""
 
     def fingerprint(self) -> str:
-        """sha256 over the facts that make two measurements comparable (boot id left out)."""
-        return digest(self.model_dump(mode="json", exclude={"boot_id", "schema_version"}))
+        """sha256 over the facts that make two measurements comparable: not what it is called, not its boot id."""
+        return digest(self.model_dump(mode="json", exclude={"spec", "boot_id", "schema_version"}))
+
+
+class DeviceState(Record):
+    """What changes from minute to minute on a device; never part of its fingerprint. Not told is None."""
+
+    spec: str
+    battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    battery_status: Literal["unknown", "charging", "discharging", "not charging", "full"] | None = None
+    battery_milli_c: int | None = None
+    """Milli-degrees Celsius."""
+    power_sources: tuple[str, ...] = ()
+    """What it is fed by: `AC`, `USB`, `Wireless`, `Dock`, or the kernel's names of mains supplies."""
+    thermal_status: Annotated[int, Field(ge=0, le=6)] | None = None
+    """Android's: 0 none, 1 light, 2 moderate, 3 severe, 4 critical, 5 emergency, 6 shutdown."""
+    hottest_zone: str | None = None
+    hottest_milli_c: int | None = None
+    load_average_1m: Annotated[float, Field(ge=0)] | None = None
+    free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Free where edgekit's folder is."""
+    clock_offset_s: int | None = None
+    """The device's wall clock less this host's, the least that fits what was read: 0 when they may agree."""
+    uptime_s: Annotated[float, Field(ge=0)] | None = None
+    notes: tuple[str, ...] = ()
+    """What makes these numbers doubtful: values overridden for a test, a clock that is off."""
+    unmeasured: dict[str, str] = Field(default_factory=dict)
+    """Field name to the reason it is None."""
 
 
 class DeviceStatus(Record):
@@ -83,11 +125,26 @@ class DeviceStatus(Record):
 
     spec: str
     state: str
-    """`ready`, or the transport's own word: `unauthorized`, `offline`, …"""
+    """`ready`, `too hot`, `battery low`, `no space`, `busy`, `no python`, …, or adb's own word: `unauthorized`, …"""
     usable: bool
+    code: str | None = None
+    """The code of the error that measuring on it would end with."""
     reason: str | None = None
     hint: str | None = None
     info: DeviceInfo | None = None
+    conditions: DeviceState | None = None
+    warnings: tuple[str, ...] = ()
+    """What does not stop a measurement and should be known."""
+    name: str | None = None
+    """In the inventory."""
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+    model: str | None = None
+    """adb's word for the model, which it knows without asking; None where it does not."""
+    server: str | None = None
+    """The adb server it is attached to, `HOST:PORT`; None is adb's default."""
+    also: tuple[str, ...] = ()
+    """Other names under which this same device is attached."""
 
 
 class Plan(Record):
@@ -96,8 +153,10 @@ class Plan(Record):
     threads: Positive = 1
     delegate: Literal["default", "xnnpack", "none"] = "default"
     """`default` is what the runtime does by itself; `none` refuses delegates where the runtime lets one."""
-    cores: tuple[int, ...] | None = None
-    """CPU numbers to pin to; None leaves the scheduler free."""
+    cores: tuple[int, ...] | Literal["big", "little", "all"] | None = None
+    """CPU numbers to pin to, or a cluster of the device; None leaves the scheduler free."""
+    allow_fallback: bool = False
+    """Whether a run may go on without the delegate that was asked for; it is flagged then."""
     cold_starts: Annotated[int, Field(ge=0)] = 5
     warmup_min_runs: Annotated[int, Field(ge=0)] = 10
     warmup_max_seconds: Annotated[float, Field(ge=0)] = 5.0
@@ -106,7 +165,20 @@ class Plan(Record):
     max_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Sampling stops here even if `min_samples` was not reached; the run then says so."""
     memory: bool = True
+    profile: bool = False
+    """A pass of its own with the runtime's profiler on: time by operator."""
+    energy: bool = False
+    """A pass of its own in which the power is read, where the device tells it."""
     accuracy: bool = True
+    max_temperature_c: Annotated[float, Field(gt=0, le=150)] | None = None
+    """No repeat begins while a thermal zone is hotter."""
+    min_battery_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    allow_charging: bool = True
+    """False waits until the battery is not being charged."""
+    max_load: Annotated[float, Field(gt=0)] | None = None
+    """Of the last minute, the job's own included."""
+    gate_wait_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a job may wait for these conditions in all; after that it measures all the same and says so."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 900.0
     """For the whole job on the device."""
 
@@ -144,6 +216,7 @@ class Memory(Record):
 
     baseline_rss_bytes: int | None = None
     """After the runtime was imported, before the model was opened."""
+    baseline_pss_bytes: int | None = None
     loaded_rss_bytes: int | None = None
     """After the model was loaded."""
     peak_rss_bytes: int | None = None
@@ -162,6 +235,45 @@ class Conditions(Record):
     cpu_khz: dict[str, int] = Field(default_factory=dict)
     """CPU name (`cpu0`) to its clock."""
     governor: str | None = None
+    wall_ns: int | None = None
+    """The device's wall clock; only to see it jump, never to measure with."""
+    battery_percent: int | None = None
+    is_charging: bool | None = None
+
+
+class Block(Record):
+    """A stretch of samples, and what the device was like before it."""
+
+    samples: int
+    waited_ns: int
+    """For the plan's conditions."""
+    state: Conditions
+
+
+class Operator(Record):
+    """What the runtime's profiler tells of one operator (or one node), over all profiled inferences."""
+
+    name: str
+    type: str
+    calls: int
+    total_ns: int
+
+
+class Energy(Record):
+    """What the device drew while it inferred beyond what it draws idle; milliwatts and millijoules."""
+
+    source: str
+    """What was read: a power supply's name, or the board's power controller."""
+    idle_mw: float
+    busy_mw: float
+    idle_error_mw: float
+    """Standard error of the mean."""
+    busy_error_mw: float
+    inferences: int
+    seconds: float
+    mj_per_inference: float
+    error_mj: float
+    """Standard error of `mj_per_inference`."""
 
 
 class RuntimeFacts(Record):
@@ -175,6 +287,8 @@ class RuntimeFacts(Record):
     """The delegate in use (`XNNPACK`), None where none is."""
     delegate_nodes: int | None = None
     total_nodes: int | None = None
+    interface: str | None = None
+    """The runtime's calls that were timed: `run_with_iobinding`."""
     python: str | None = None
 
 
@@ -208,12 +322,18 @@ class Run(Record):
     cold_starts: tuple[ColdStart, ...] = ()
     warmup_ns: tuple[int, ...] = ()
     latency_ns: tuple[int, ...] = ()
-    """One per inference: numpy inputs in, numpy outputs out, batch as the artifact has it."""
+    """One per sample: time per inference, numpy inputs in, numpy outputs out, batch as the artifact has it."""
+    calls_per_sample: Positive = 1
+    """Inferences that one sample timed together (more than 1 below 100 µs)."""
+    blocks: tuple[Block, ...] = ()
+    """Consecutive stretches of `latency_ns`."""
     sampled_every: Positive = 1
-    """Every k-th inference is in `latency_ns` (k > 1 where the model is too quick to keep them all)."""
+    """Every k-th sample is in `latency_ns` (k > 1 where the model is too quick to keep them all)."""
     stopped_by: str | None = None
     """`minimum reached` or `max_seconds`."""
     memory: Memory | None = None
+    operators: tuple[Operator, ...] | None = None
+    energy: Energy | None = None
     before: Conditions | None = None
     after: Conditions | None = None
     evaluated: int | None = None
@@ -225,6 +345,6 @@ class Run(Record):
     flags: tuple[str, ...] = ()
     """What makes the numbers doubtful, found while measuring."""
     phase_ns: dict[str, int] = Field(default_factory=dict)
-    """Wall time of each phase on the device (`cold`, `warm`, `memory`, `accuracy`)."""
+    """Wall time of each phase on the device (`cold`, `warm`, `memory`, `profile`, `energy`, `accuracy`)."""
     host_ns: dict[str, int] = Field(default_factory=dict)
     """Wall time of each part on the host (`push`, `run`, `pull`, `total`)."""

@@ -1,29 +1,26 @@
-"""Waiting for a detached job: one small read per look, and what to do about a runner that fell silent."""
+"""Waiting for a detached job in one long call, and what to do about a runner that fell silent."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Watched
+from edgekit.benchmarks.devices.script import number
+from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.values import RunStatus
-from edgekit.errors import DeviceLost
 from edgekit.schema import Record, parse_json
 
-__all__ = ["Died", "Progress", "Start", "read_progress", "wait_until_done"]
+__all__ = ["Died", "Progress", "Start", "Watcher", "launch", "read_progress", "wait_until_done"]
 
 log = logging.getLogger(__name__)
 
-_FIRST_LOOK_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 0.3
-"""Also bounds how long Ctrl-C waits."""
-_SILENCE_SECONDS = 4.0
-"""A runner beats every second; after this long without a beat its process is asked for."""
+_WATCH_SECONDS = 300.0
+"""One call stays this long with a job; it ends before where the runner, which beats every second, is silent."""
 _RESTARTS = 3
 _COMMAND_SECONDS = 30.0
 _MAX_PROGRESS_BYTES = 64 * 1024
@@ -32,7 +29,7 @@ _MAX_PROGRESS_BYTES = 64 * 1024
 class Progress(Record):
     """`progress.json` of a runner; see `edgekit.runtimes.runner`."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
     job: Annotated[str, Field(max_length=200)]
     boot_id: Annotated[str, Field(max_length=200)] | None = None
@@ -67,59 +64,68 @@ class Start:
 def read_progress(device: Device, name: str, deadline: Deadline) -> Progress | None:
     """What the runner last said; None where it has said nothing (or nothing that can be read)."""
     done = device.run(["cat", str(device.job_dir(name) / "progress.json")], deadline)
-    if done.returncode != 0:
-        return None
+    return _parsed(done.stdout) if done.returncode == 0 else None
+
+
+def _parsed(text: str) -> Progress | None:
     try:
-        return Progress.model_validate(parse_json(done.stdout, max_bytes=_MAX_PROGRESS_BYTES))
+        return Progress.model_validate(parse_json(text, max_bytes=_MAX_PROGRESS_BYTES))
     except (ValueError, ValidationError):
         return None
 
 
+class Watcher:
+    """Takes the lines a runner writes while a call waits for it; passes the job's own on."""
+
+    def __init__(self, name: str, on_progress: Callable[[Progress], None]) -> None:
+        self._name = name
+        self._on_progress = on_progress
+        self.beat = -1
+
+    def __call__(self, line: str) -> None:
+        progress = _parsed(line)
+        if progress is not None and progress.job == self._name and progress.beat > self.beat:
+            self.beat = progress.beat
+            if progress.state == "running":
+                self._on_progress(progress)
+
+
+def launch(device: Device, job: Launch, watcher: Watcher) -> Watched:
+    """Begin `job` where all it needs is there, and wait with it for a first while."""
+    return device.launch(job, _patience(_WATCH_SECONDS), seconds=_WATCH_SECONDS, on_line=watcher)
+
+
 def wait_until_done(
-    device: Device, start: Start, deadline: Deadline, on_progress: Callable[[Progress], None]
-) -> Died | None:
-    """None once `result.json` is there; Died when it will never be. Raises what the link raises when it stays lost.
+    device: Device, start: Start, deadline: Deadline, watched: Watched, watcher: Watcher
+) -> Died | Watched:
+    """How the job ended, from `watched` (what its launch saw) on. Raises what the link raises when it stays lost.
 
     A runner that is gone is started again in the same folder, at most three times over all calls.
     """
-    pause = _FIRST_LOOK_SECONDS
-    beat, beat_at = -1, time.monotonic()
-    while True:
-        progress = _look(device, start)
-        if progress is not None and progress.job == start.name:
-            if progress.state == "done":
-                return None
-            if progress.beat != beat:
-                beat, beat_at = progress.beat, time.monotonic()
-                on_progress(progress)
+    while watched.result is None and not watched.result_is_large:
         if deadline.remaining <= 0:
             return _give_up(device, start)
-        if time.monotonic() - beat_at > _SILENCE_SECONDS:
-            died = _attend(device, start)
-            if died is not None:
-                return died
-            beat_at = time.monotonic()
-        time.sleep(min(pause, max(0.01, deadline.remaining)))
-        pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.4)
+        died = _attend(device, start)
+        if died is not None:
+            return died
+        seconds = max(1.0, min(_WATCH_SECONDS, deadline.remaining))
+        watched = device.watch(start.name, _patience(seconds), seconds=seconds, on_line=watcher)
+    return watched
 
 
-def _look(device: Device, start: Start) -> Progress | None:
-    """The progress; a link lost meanwhile is brought back by the question whether the job lives."""
-    try:
-        return read_progress(device, start.name, Deadline.after(_COMMAND_SECONDS))
-    except DeviceLost as e:
-        log.warning("%s: lost while waiting for a job, which goes on: %s", device.spec, e.message)
-        device.is_alive(start.name, Deadline.after(_COMMAND_SECONDS))
-        return None
+def _patience(seconds: float) -> Deadline:
+    return Deadline.after(seconds + _COMMAND_SECONDS)
 
 
 def _attend(device: Device, start: Start) -> Died | None:
     """A silent runner: leave it if it lives, start it again if it died by a signal, else say how it ended."""
     if any(device.is_alive(name, Deadline.after(_COMMAND_SECONDS)) for name in start.names()):
         return None
-    progress = _look(device, start)
+    progress = read_progress(device, start.name, Deadline.after(_COMMAND_SECONDS))
     if progress is not None and progress.state == "done":  # it ended between the look and the question
         return None
+    if _was_restarted(device, start):
+        return Died(status=RunStatus.LOST, error=REBOOTED)
     for name in start.names():
         ended = _how_it_ended(device, name)
         if ended is not None:
@@ -128,18 +134,30 @@ def _attend(device: Device, start: Start) -> Died | None:
         if device.start(name, start.argv, Deadline.after(_COMMAND_SECONDS), env=start.env):
             log.warning("%s: the runner of job %s had died and was started again", device.spec, start.name)
             return None
-    return Died(status=RunStatus.LOST, error=f"the runner was killed on the device {_RESTARTS + 1} times")
+    error = f"the runner was killed on the device {_RESTARTS + 1} times"
+    said = killed_for_memory(device)
+    return Died(status=RunStatus.LOST, error=f"{error}\nthe device's log: {said}" if said else error)
+
+
+def _was_restarted(device: Device, start: Start) -> bool:
+    """Whether the device booted since a runner of the job was started: by the kernel's boot id, then and now."""
+    records = [str(device.job_dir(name) / "started" / "process") for name in start.names()]
+    done = device.run(["cat", "/proc/sys/kernel/random/boot_id", *records], Deadline.after(_COMMAND_SECONDS))
+    lines = [line.split() for line in done.stdout.splitlines()]
+    if not lines or len(lines[0]) != 1:  # a system that tells no boot id
+        return False
+    return any(len(words) == 3 and words[2] != lines[0][0] for words in lines[1:])
 
 
 def _how_it_ended(device: Device, name: str) -> Died | None:
     """A runner that ended by itself without a result; None when it was killed (or was never there)."""
     folder = device.job_dir(name)
     done = device.run(["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
-    text = done.stdout.strip()
-    if done.returncode != 0 or not text.isdigit() or int(text) > 128 or int(text) == 0:
+    status = number(done.stdout.strip())
+    if done.returncode != 0 or status is None or not 0 < status <= 128:
         return None
     said = device.run(["tail", "-c", "4000", str(folder / "stderr")], Deadline.after(_COMMAND_SECONDS)).stdout.strip()
-    return Died(status=RunStatus.FAILED, error=f"the runner ended with {int(text)}" + (f"\n{said}" if said else ""))
+    return Died(status=RunStatus.FAILED, error=f"the runner ended with {status}" + (f"\n{said}" if said else ""))
 
 
 def _give_up(device: Device, start: Start) -> Died:

@@ -51,15 +51,45 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what edgekit does (any place).")] = False,
+    inventory: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The devices' names and floors, devices.yaml (any place).")
+    ] = None,
+    adb_server: Annotated[
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="An adb server to ask; may be repeated (any place).")
+    ] = None,
 ) -> None:
     """Options of every command."""
+    if inventory is not None:
+        from edgekit.benchmarks.devices.inventory import FILE_VARIABLE
+
+        os.environ[FILE_VARIABLE] = inventory
+    if adb_server:
+        from edgekit.benchmarks.devices.adb_server import SERVERS_VARIABLE, checked_server
+
+        os.environ[SERVERS_VARIABLE] = ",".join(checked_server(server) for server in adb_server)
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with the options of every command that take a value moved before the command."""
+    front: list[str] = []
+    rest = list(arguments)
+    at = 0
+    while at < len(rest) and rest[at] != "--":
+        option, is_joined, _ = rest[at].partition("=")
+        if option not in ("--inventory", "--adb-server") or not (is_joined or at + 1 < len(rest)):
+            at += 1
+        elif is_joined:
+            front.append(rest.pop(at))
+        else:
+            front.append(f"{rest.pop(at)}={rest.pop(at)}")
+    return front + rest
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status; errors go to stderr, as JSON to stdout with `--json`."""
     arguments = list(arguments)
     is_debug = "--debug" in arguments or os.environ.get("EDGEKIT_DEBUG") == "1"
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments = _options_first([a for a in arguments if a != "--debug"])
     as_json = "--json" in arguments
     _configure_logging(is_debug)
     # on a machine with other work, OpenMP threads that spin while they wait cost a third of training's speed
@@ -110,9 +140,11 @@ def fail(error: EdgekitError, *, as_json: bool) -> int:
     """Show `error` and return its exit status."""
     if as_json:
         print(json.dumps({"error": _as_record(error)}))
-    print(f"edgekit: {error.message}", file=sys.stderr)
+    from edgekit.report.visible import visible
+
+    print(f"edgekit: {visible(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"  try: {error.hint}", file=sys.stderr)
+        print(f"  try: {visible(error.hint)}", file=sys.stderr)
     return exit_status(error)
 
 
@@ -121,18 +153,25 @@ def _as_record(error: EdgekitError) -> dict[str, Any]:
     return {
         "code": error.code,
         "blame": blame.value,
-        "transient": error.transient,
+        "retryable": error.retryable,
         "message": error.message,
         "hint": error.hint,
     }
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Shows terminal escapes in what a device said, instead of obeying them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from edgekit.report.visible import visible
+
+        return visible(super().format(record))
+
+
 def _configure_logging(is_debug: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("edgekit").setLevel(logging.DEBUG if is_debug else logging.WARNING)
     if not is_debug:
         os.environ.setdefault("TORCH_LOGS", "-all")  # what matters of torch's log is in our own messages

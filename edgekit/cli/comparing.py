@@ -71,10 +71,10 @@ def _artifacts(
     as_json: bool,
 ) -> int:
     from rich.console import Console
-    from rich.markup import escape
 
     from edgekit.api.comparing import BLOCK, compare_artifacts
     from edgekit.benchmarks.values import Plan
+    from edgekit.cli.shown import shown
     from edgekit.schema import validated
 
     console = Console(stderr=True)
@@ -82,7 +82,7 @@ def _artifacts(
     with console.status("opening the device") as status:
 
         def block(text: str) -> None:
-            status.update(escape(f"{text}{so_far}"))
+            status.update(shown(f"{text}{so_far}"))
 
         def told(number: int, interval: Interval | None) -> None:
             nonlocal so_far
@@ -113,8 +113,8 @@ def _show(result: Interleaved, before: Path, after: Path) -> None:
     from statistics import median
 
     from rich.console import Console
-    from rich.markup import escape
 
+    from edgekit.cli.shown import shown
     from edgekit.report import quantities as q
 
     console = Console(highlight=False)
@@ -125,10 +125,10 @@ def _show(result: Interleaved, before: Path, after: Path) -> None:
         samples = [ns for run in runs for ns in run.latency_ns]
         if samples:
             p50, best = q.time(round(median(samples))), q.time(min(samples))
-            console.print(f"{which} {escape(str(path))}: p50 {p50}, min {best}, {len(runs)} blocks")
-    console.print(f"{result.verdict.value}: {escape(result.reasons[0])}")
+            console.print(f"{which} {shown(str(path))}: p50 {p50}, min {best}, {len(runs)} blocks")
+    console.print(f"{result.verdict.value}: {shown(result.reasons[0])}")
     for reason in result.reasons[1:]:
-        console.print(f"  - {escape(reason)}")
+        console.print(f"  - {shown(reason)}")
     console.print(f"{len(result.rounds)} rounds in {q.duration(result.seconds)}; every run is stored", style="dim")
 
 
@@ -166,9 +166,9 @@ def _block(run: Run) -> dict[str, Any]:
 
 def _stored(before: str, after: str, allowed: float, workspace: Path, as_json: bool) -> int:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from edgekit.cli.shown import shown
     from edgekit.pipeline.comparison import compare_reports
     from edgekit.pipeline.workspace import Workspace
     from edgekit.report.write import read_report
@@ -181,9 +181,9 @@ def _stored(before: str, after: str, allowed: float, workspace: Path, as_json: b
     else:
         table = Table("artifact", "device", "p50 before", "p50 after", "change", "accuracy", "verdict", "why")
         for row in comparison.rows:
-            table.add_row(*(escape(cell) for cell in row.cells()))
+            table.add_row(*(shown(cell) for cell in row.cells()))
         Console().print(table)
-        Console().print(f"{comparison.verdict}: {escape(comparison.reason)}")
+        Console().print(f"{comparison.verdict}: {shown(comparison.reason)}")
     return _STATUS[comparison.verdict.value]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.disk import disk_errors_explained
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, UserError
 from edgekit.pipeline.events import Observer, StageEvent, StageStatus, silent
 from edgekit.pipeline.learning import WorkloadIdentity, identify, learn, reference_outputs
 from edgekit.pipeline.workspace import Stage, Workspace
@@ -146,7 +146,11 @@ def _done_before(context: Context) -> RunOutcome | None:
 
 
 def open_run(recipe: Recipe, options: RunOptions) -> Context:
-    """The workload loaded and identified, the workspace opened; nothing is made yet."""
+    """The workload loaded and identified, the workspace opened; nothing is made yet.
+
+    Raises UserError for a required device that is no spec and no name of the inventory: before it is trained for.
+    """
+    _inventory_devices(recipe)
     options.observe(StageEvent(stage="workload", status=StageStatus.STARTED))
     began = time.monotonic()
     loaded = load_workload(recipe.workload, recipe.params, base=options.base)
@@ -162,8 +166,27 @@ def open_run(recipe: Recipe, options: RunOptions) -> Context:
 
 
 def run_id_of(recipe: Recipe, identity: WorkloadIdentity) -> str:
-    """`<recipe name>-<8 hex digits>`: the same recipe on the same code and data is the same run."""
-    return f"{recipe.name}-{digest(_plain(recipe), dataclasses.asdict(identity))[:8]}"
+    """`<recipe name>-<8 hex digits>`: the same recipe on the same code, data and devices is the same run."""
+    named = _inventory_devices(recipe)
+    parts = (_plain(recipe), dataclasses.asdict(identity), *((named,) if named else ()))
+    return f"{recipe.name}-{digest(*parts)[:8]}"
+
+
+def _inventory_devices(recipe: Recipe) -> dict[str, str]:
+    """The recipe's names of the inventory (`pixel`, `tag:phone`), each with the device it means now."""
+    from edgekit.benchmarks.devices.registry import resolve
+
+    found = {}
+    for entry in recipe.devices:
+        try:
+            spec, name = resolve(entry.spec)
+        except UserError:
+            if entry.required:
+                raise
+            continue  # said when its turn comes
+        if name is not None:
+            found[entry.spec] = spec
+    return found
 
 
 def _run(context: Context, store: ResultStore, started: float) -> RunOutcome:

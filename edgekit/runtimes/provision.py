@@ -11,15 +11,15 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.devices.base import Deadline, Device, Needed
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceUnusable, IntegrityError, MissingDependencyError
 from edgekit.runtimes.catalog import RuntimeSpec
 from edgekit.runtimes.device_scripts.install_wheels import BROKEN, REFUSED
 from edgekit.runtimes.wheels import resolve_wheels
-from edgekit.schema import parse_json
+from edgekit.schema import digest, parse_json
 
-__all__ = ["Provision", "provision", "runtime_identity", "wheel_cache"]
+__all__ = ["Provision", "provided", "provision", "runtime_identity", "wheel_cache"]
 
 _INSTALLER = Path(__file__).parent / "device_scripts" / "install_wheels.py"
 
@@ -29,6 +29,8 @@ class Provision:
     """How to start the runner so that it finds the runtime."""
 
     env: dict[str, str] = field(default_factory=dict)
+    needed: tuple[Needed, ...] = ()
+    """What is on the device when it is provided."""
 
 
 def wheel_cache() -> Path:
@@ -48,6 +50,28 @@ def runtime_identity(runtime: RuntimeSpec, info: DeviceInfo) -> str:
     return "+".join(w.requirement for w in runtime.wheels)
 
 
+def provided(device: Device, info: DeviceInfo, runtime: RuntimeSpec) -> Provision:
+    """What `provision` comes to on `device`, told without asking it. Raises what `provision` does on the host."""
+    if info.kind == "local":
+        _installed(runtime)
+        return Provision()
+    if not runtime.wheels:
+        return Provision()
+    site = device.root / "site"
+    shas = [sha for _, sha in resolve_wheels(runtime, info, wheel_cache())]
+    folders = [site / sha for sha in shas]
+    ready = Needed(path=site / _ready(info, runtime, shas), size=0)
+    return Provision(
+        env={"PYTHONPATH": ":".join(map(str, folders))},
+        needed=(*(Needed(path=folder, size=None) for folder in folders), ready),
+    )
+
+
+def _ready(info: DeviceInfo, runtime: RuntimeSpec, shas: list[str]) -> str:
+    """The file in `site/` that tells: these wheels were unpacked and work with this Python."""
+    return f"ready-{digest(info.python, runtime.check, shas)}"
+
+
 def provision(device: Device, info: DeviceInfo, runtime: RuntimeSpec, deadline: Deadline) -> Provision:
     """Make `runtime` importable on `device`; a second call costs two short commands and sends nothing.
 
@@ -59,19 +83,21 @@ def provision(device: Device, info: DeviceInfo, runtime: RuntimeSpec, deadline: 
         return Provision()
     if not runtime.wheels:
         return Provision()
+    given = provided(device, info, runtime)
     wheels = {sha: path for path, sha in resolve_wheels(runtime, info, wheel_cache())}
     installer = device.put(_INSTALLER, deadline)
-    answer = _install(device, str(installer), runtime, list(wheels), deadline)
+    ready = _ready(info, runtime, list(wheels))
+    answer = _install(device, str(installer), runtime, ready, list(wheels), deadline)
     for sha in answer.get("missing", []):
         if sha not in wheels:
             raise IntegrityError("asked for a wheel it was never offered", device=device.spec)
         device.put(wheels[sha], deadline)
     if "missing" in answer:
-        answer = _install(device, str(installer), runtime, list(wheels), deadline)
+        answer = _install(device, str(installer), runtime, ready, list(wheels), deadline)
     paths = [str(device.root / "site" / sha) for sha in wheels]
     if answer.get("paths") != paths:
         raise IntegrityError("did not install the wheels it was sent", device=device.spec)
-    return Provision(env={"PYTHONPATH": ":".join(paths)})
+    return given
 
 
 def _installed(runtime: RuntimeSpec) -> list[str]:
@@ -92,10 +118,11 @@ def _installed(runtime: RuntimeSpec) -> list[str]:
 
 
 def _install(
-    device: Device, installer: str, runtime: RuntimeSpec, shas: list[str], deadline: Deadline
+    device: Device, installer: str, runtime: RuntimeSpec, ready: str, shas: list[str], deadline: Deadline
 ) -> dict[str, list[str]]:
     """What the installer on the device printed: `missing` or `paths`."""
-    argv = [device.python, installer, str(device.root / "site"), str(device.root / "cas"), runtime.check, *shas]
+    argv = [device.python, installer, str(device.root / "site"), str(device.root / "cas"), runtime.check]
+    argv += [ready, *shas]
     done = device.run(argv, deadline)
     if done.returncode == 0:
         try:

@@ -14,10 +14,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.benchmarks.devices.health import require_python
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceUnusable, HostError
 from edgekit.runtimes.catalog import RuntimeSpec
-from edgekit.schema import Record, digest, read_record, sha256_of, write_atomically
+from edgekit.schema import Record, digest, known_sha256, read_record, sha256_of, write_atomically
 
 __all__ = ["CachedWheel", "Target", "resolve_wheels", "target_of"]
 
@@ -58,11 +59,8 @@ class Target:
 
 def target_of(info: DeviceInfo) -> Target:
     """What wheels must fit to run on the device `info`. Raises DeviceUnusable where it cannot take any."""
-    if info.python is None:
-        raise DeviceUnusable(
-            "there is no python3 on it", device=info.spec, hint="install Python 3.10 or newer on the device"
-        )
-    version = re.match(r"(\d+)\.(\d+)", info.python)
+    require_python(info)
+    version = re.match(r"(\d+)\.(\d+)", info.python or "")
     if not version or not info.abi:
         raise DeviceUnusable(f"cannot tell its Python ({info.python}) or ABI ({info.abi})", device=info.spec)
     libc = (info.libc or "").lower()
@@ -108,7 +106,7 @@ def _cached(folder: Path) -> tuple[tuple[Path, str], ...] | None:
     try:
         manifest = read_record(_Manifest, folder / "manifest.json")
         wheels = tuple((folder / Path(w.file).name, w.sha256) for w in manifest.wheels)
-        if any(sha256_of(path) != sha for path, sha in wheels):
+        if any(known_sha256(path) != sha for path, sha in wheels):
             return None
     except (OSError, ValueError):
         return None

@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from edgekit.benchmarks.devices.base import Deadline
+from edgekit.benchmarks.devices.base import Deadline, Launch, Needed
 from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.errors import (
     CommandError,
     DeviceDiskFull,
     DeviceError,
     DeviceFileMissing,
-    DeviceTimeout,
     HostError,
+    HungCommand,
     OutputLimitError,
     UserError,
 )
@@ -138,10 +138,10 @@ def test_a_command_line_no_device_takes_is_refused(device: PosixDevice, argv: li
 
 
 def test_a_command_that_hangs_ends_at_its_deadline_and_leaves_nothing(device: PosixDevice) -> None:
-    """DeviceTimeout by the deadline plus two seconds, and the command is no longer on the device."""
+    """HungCommand by the deadline plus two seconds, and the command is no longer on the device."""
     mark = str(7_000_000 + secrets.randbelow(1_000_000))
     began = time.monotonic()
-    with pytest.raises(DeviceTimeout):
+    with pytest.raises(HungCommand):  # not only DeviceTimeout: the device answers
         device.run(["sleep", mark], _soon(0.5))
     assert time.monotonic() - began < 2.5  # the contract: deadline + 2 s
     assert mark not in _process_arguments(device)
@@ -323,6 +323,56 @@ def test_a_job_is_not_started_again_after_its_end(device: PosixDevice, job: str)
     assert not device.start(job, ["true"], _soon())
 
 
+RUNNER = """
+for i in 1 2 3; do echo "{\\"beat\\": $i}" > p; mv p progress.json; sleep 0.3; done
+cat told > result.json
+"""
+"""As the runner does it: lines of progress, each by rename, then a result."""
+
+
+def test_launch_stays_with_a_job_to_its_result(device: PosixDevice, job: str) -> None:
+    """Each new line of its progress is passed on, and the result comes with the same call."""
+    lines: list[str] = []
+    launch = Launch(job=job, argv=["sh", "-c", RUNNER], files={"told": b'{"a": "it\'s $HOME"}\n'})
+    watched = device.launch(launch, _soon(), seconds=15, on_line=lines.append)
+    assert watched.started
+    assert watched.result == b'{"a": "it\'s $HOME"}\n'
+    assert lines == ['{"beat": 1}', '{"beat": 2}', '{"beat": 3}']
+    again = device.launch(launch, _soon(), seconds=15, on_line=lines.append)
+    assert (again.started, again.result) == (False, watched.result)
+
+
+def test_launch_starts_nothing_when_a_file_misses(device: PosixDevice, job: str, tmp_path: Path) -> None:
+    """Files are told by path and size, folders by path; what misses is named, and there is no job."""
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    here = device.put(source, _soon())
+    absent = device.stored("0" * 64)
+    needed = (
+        Needed(path=here, size=3),
+        Needed(path=here, size=4),
+        Needed(path=absent, size=3),
+        Needed(path=device.root / "cas", size=None),
+        Needed(path=absent, size=None),
+    )
+    launch = Launch(job=job, argv=["true"], needed=needed)
+    watched = device.launch(launch, _soon(), seconds=1, on_line=lambda _line: None)
+    assert watched.missing == (here, absent, absent)
+    assert not watched.started
+    assert device.start(job, ["true"], _soon())
+
+
+def test_watch_ends_when_a_job_is_quiet_or_time_is_up(device: PosixDevice, job: str) -> None:
+    """A job that says nothing is not waited for until the deadline; it is left as it is."""
+    assert device.start(job, ["sleep", "60"], _soon())
+    began = time.monotonic()
+    watched = device.watch(job, _soon(60), seconds=50, on_line=lambda _line: None)
+    assert watched.result is None
+    assert time.monotonic() - began < 40
+    assert device.watch(job, _soon(), seconds=0.3, on_line=lambda _line: None).result is None
+    assert device.is_alive(job, _soon())
+
+
 def test_kill_ends_the_whole_group(device: PosixDevice, job: str) -> None:
     """Children and grandchildren of the job die with it, those that ignore SIGTERM too."""
     mark = str(6_000_000 + secrets.randbelow(1_000_000))
@@ -391,6 +441,17 @@ def test_a_reused_pid_is_not_the_job(device: PosixDevice, job: str) -> None:
         assert not device.is_alive(job, _soon())
 
 
+def test_a_job_that_must_be_alone_ends_what_others_left(device: PosixDevice, job: str) -> None:
+    """`alone`: another job's processes are gone before this one starts; its own other starts are left alone."""
+    other, again = _new_job(), f"{job}-r1"
+    device.start(other, ["sh", "-c", "sleep 60 & sleep 60"], _soon())
+    device.start(again, ["sleep", "60"], _soon())
+    assert device.start(job, ["sleep", "60"], _soon(), alone=True)
+    assert not device.start(job, ["sleep", "60"], _soon(), alone=True)
+    assert [device.is_alive(name, _soon()) for name in (other, again, job)] == [False, True, True]
+    device.kill(again, _soon())
+
+
 def test_jobs_that_never_started_are_dead_and_can_be_killed(device: PosixDevice) -> None:
     """Asking about or killing a job nobody started is no error."""
     assert not device.is_alive(_new_job(), _soon())
@@ -438,5 +499,5 @@ def test_a_target_that_is_in_the_way_is_an_error_of_its_own(device: PosixDevice)
     began = time.monotonic()
     with pytest.raises(DeviceError) as caught:
         device.write(path / "below", b"x", _soon(5))
-    assert not caught.value.transient
+    assert not caught.value.retryable
     assert time.monotonic() - began < 5

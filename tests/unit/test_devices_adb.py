@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+from support.adb_server import AdbServer
 from support.fake_adbd import FakeAdbd
+from support.links import again
 
-from edgekit.benchmarks.devices.adb import (
-    AdbDevice,
-    AdbTransport,
-    AttachedDevice,
-    attached,
-    parse_devices,
-    state_problem,
-)
+from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
+from edgekit.benchmarks.devices.adb_attached import AttachedDevice, attached, parse_devices, state_problem
 from edgekit.benchmarks.devices.adb_client import AdbClient, find_adb
 from edgekit.benchmarks.devices.base import Deadline
-from edgekit.benchmarks.devices.registry import list_devices
+from edgekit.benchmarks.devices.listing import list_devices
 from edgekit.errors import DeviceLost, DeviceTimeout, DeviceUnauthorized, DeviceUnusable, UserError
 
 LISTING = """* daemon not running; starting now at tcp:5037
@@ -124,26 +118,9 @@ def test_what_is_not_adb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AdbClient, int]]:
-    """A private adb server: it sees no USB device and no other test's devices."""
-    adb = find_adb()
-    folder = tmp_path_factory.mktemp("adb")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "ADB_USB": "0", "ADB_EMU": "0", "ADB_MDNS": "0"}
-    with (folder / "log").open("wb") as log:
-        argv = [str(adb.path), "-L", f"tcp:localhost:{port}", "server", "nodaemon"]
-        process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        client = AdbClient(path=adb.path, version=adb.version, server=f"tcp:127.0.0.1:{port}")
-        deadline = _soon()
-        while client.run(["devices"], _soon()).returncode != 0:
-            assert deadline.remaining
-            time.sleep(0.02)
-        yield client, port
-    finally:
-        process.kill()
-        process.wait()
+    """A private adb server for the tests of this file."""
+    with AdbServer(tmp_path_factory.mktemp("adb")) as made:
+        yield made.client, made.port
 
 
 def _device(server: tuple[AdbClient, int], fake: FakeAdbd, folder: Path) -> AdbDevice:
@@ -166,6 +143,7 @@ def test_no_stream_cut_after_any_byte_is_accepted(server: tuple[AdbClient, int],
     def cut_at(mine: range) -> None:
         with FakeAdbd() as fake, _device(server, fake, tmp_path / str(mine.start)) as device:
             for position in mine:
+                again(device)
                 fake.cut_reply_after = position
                 try:
                     outcomes[position] = device.run(["printf", "x" * 20], _soon(10))

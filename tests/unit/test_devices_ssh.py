@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.benchmarks.devices.registry import list_devices, open_device
+from edgekit.benchmarks.devices.listing import list_devices
+from edgekit.benchmarks.devices.registry import open_device
 from edgekit.benchmarks.devices.ssh_target import own_known_hosts, parse_target
 from edgekit.cli.app import run_command_line
 from edgekit.errors import UserError

@@ -1,12 +1,13 @@
 """The harness on a real local device with a runtime double: measured once, resumed, recorded whatever happens."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,13 +16,16 @@ import pytest
 from support import doubles
 
 from edgekit.artifact import Artifact
-from edgekit.benchmarks import harness, waiting
-from edgekit.benchmarks.devices.base import Completed, Deadline
-from edgekit.benchmarks.devices.local import LocalDevice
+from edgekit.benchmarks import harness
+from edgekit.benchmarks.devices import launching
+from edgekit.benchmarks.devices.base import Deadline, Launch, Watched
+from edgekit.benchmarks.devices.local import LocalDevice, LocalTransport
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.benchmarks.harness import measure
 from edgekit.benchmarks.inputs import InputSet, prepare_inputs, random_inputs, read_outputs
 from edgekit.benchmarks.journal import MemoryStore
 from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
+from edgekit.benchmarks.waiting import Watcher
 from edgekit.errors import DeviceLost, Interrupted, InvalidResultError, WorkloadError
 
 
@@ -33,11 +37,6 @@ def store(tmp_path: Path) -> MemoryStore:
 @pytest.fixture
 def info(local_device: LocalDevice) -> DeviceInfo:
     return local_device.probe(Deadline.after(30))
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_SILENCE_SECONDS", 1.5)
 
 
 def run_once(
@@ -228,15 +227,24 @@ def test_ctrl_c_leaves_the_job_running_and_resumable(tmp_path: Path) -> None:
     assert len(doubles.loads(tmp_path / "model")) == 5
 
 
+def begun_then(end: BaseException) -> Callable[[LocalDevice, Launch, Watcher], Watched]:
+    """A `launch` that begins the job and then ends with `end`."""
+
+    def launch(device: LocalDevice, job: Launch, watcher: Watcher) -> Watched:
+        watched = device.launch(job, Deadline.after(30), seconds=0.2, on_line=watcher)
+        if not watched.missing:
+            raise end
+        return watched
+
+    return launch
+
+
 def test_ctrl_c_is_an_edgekit_error(
     local_device: LocalDevice, info: DeviceInfo, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """KeyboardInterrupt becomes Interrupted with a hint, and the attempt stays pending."""
 
-    def interrupt(*_args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(harness, "wait_until_done", interrupt)
+    monkeypatch.setattr(harness, "launch", begun_then(KeyboardInterrupt()))
     with pytest.raises(Interrupted, match="interrupted"):
         run_once(local_device, info, doubles.artifact(tmp_path / "m", sleep_ms=5), store, tmp_path)
     monkeypatch.undo()
@@ -249,10 +257,7 @@ def test_a_reboot_voids_the_attempt(
     """An attempt that was cut off by a restart of the device is recorded as lost, and a new one gives the result."""
     artifact = doubles.artifact(tmp_path / "m")
 
-    def cut(*_args: object) -> None:
-        raise DeviceLost("gone", device="local")
-
-    monkeypatch.setattr(harness, "wait_until_done", cut)
+    monkeypatch.setattr(harness, "launch", begun_then(DeviceLost("gone", device="local")))
     with pytest.raises(DeviceLost):
         run_once(local_device, info, artifact, store, tmp_path)
     monkeypatch.undo()
@@ -269,24 +274,22 @@ class Tampered:
     def __init__(self, device: LocalDevice, edit: Any) -> None:
         self._device = device
         self._edit = edit
-        self.commands: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
-    def run(
-        self, argv: Sequence[str], deadline: Deadline, *, env: Mapping[str, str] | None = None, check: bool = False
-    ) -> Completed:
-        self.commands.append(argv[0])
-        return self._device.run(argv, deadline, env=env, check=check)
+    def launch(self, *arguments: Any, **options: Any) -> Watched:
+        return self._edited(self._device.launch(*arguments, **options))
 
-    def pull(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
-        self.commands.append("pull")
-        self._device.pull(source, destination, deadline, max_bytes=max_bytes)
-        if source.name == "result.json":
-            result = json.loads(destination.read_text())
-            self._edit(result)
-            destination.write_text(json.dumps(result))
+    def watch(self, *arguments: Any, **options: Any) -> Watched:
+        return self._edited(self._device.watch(*arguments, **options))
+
+    def _edited(self, watched: Watched) -> Watched:
+        if watched.result is None:
+            return watched
+        result = json.loads(watched.result)
+        self._edit(result)
+        return dataclasses.replace(watched, result=json.dumps(result).encode())
 
 
 def lie_about_time(result: dict[str, Any]) -> None:
@@ -317,13 +320,45 @@ def test_a_lying_device_gives_no_numbers(
     assert not list((tmp_path / "outputs").glob("*.npz"))
 
 
-def test_few_commands_per_measurement(
-    local_device: LocalDevice, info: DeviceInfo, store: MemoryStore, tmp_path: Path
+class Counting(LocalTransport):
+    """This host, with what was asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        self.calls.append("shell")
+        return super().shell(script, deadline, on_output=on_output)
+
+    def send(self, source: Path, destination: PurePosixPath, deadline: Deadline) -> None:
+        self.calls.append("send")
+        super().send(source, destination, deadline)
+
+    def receive(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
+        self.calls.append("receive")
+        super().receive(source, destination, deadline, max_bytes=max_bytes)
+
+
+def test_three_commands_a_job(local_device: LocalDevice, info: DeviceInfo, store: MemoryStore, tmp_path: Path) -> None:
+    """With its files there, a job is one call that starts it and waits, the fetch of its outputs, and the removal."""
+    local_device._transport = transport = Counting()
+    artifact = doubles.artifact(tmp_path / "m")
+    run_once(local_device, info, artifact, store, tmp_path)
+    transport.calls.clear()
+    run = run_once(local_device, info, artifact, store, tmp_path, fresh=True)
+    assert run.attempt == 2
+    assert transport.calls == ["shell", "receive", "shell"]
+
+
+def test_a_large_result_is_pulled(
+    local_device: LocalDevice, info: DeviceInfo, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the looks at the progress: two pulls and the removal of the job's folder."""
-    device = Tampered(local_device, lambda _result: None)
-    run_once(device, info, doubles.artifact(tmp_path / "m"), store, tmp_path)
-    assert [c for c in device.commands if c != "cat"] == ["pull", "pull", "rm"]
+    """A result too large to come with the call that waits for it is fetched as a file, and is the same."""
+    monkeypatch.setattr(launching, "INLINE_RESULT_BYTES", 10)
+    local_device._transport = transport = Counting()
+    run = run_once(local_device, info, doubles.artifact(tmp_path / "m"), store, tmp_path)
+    assert run.status is RunStatus.OK
+    assert transport.calls.count("receive") == 2
 
 
 def test_inputs_are_written_once_per_type(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_a_wheel_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 def install(tmp_path: Path, check: str, *shas: str) -> "subprocess.CompletedProcess[str]":
-    argv = [sys.executable, install_wheels.__file__, str(tmp_path / "site"), str(tmp_path / "cas"), check, *shas]
+    folders = [str(tmp_path / "site"), str(tmp_path / "cas")]
+    argv = [sys.executable, install_wheels.__file__, *folders, check, "ready", *shas]
     return subprocess.run(argv, capture_output=True, text=True)
 
 
@@ -76,6 +77,7 @@ def test_the_installer_asks_unpacks_and_proves(tmp_path: Path) -> None:
         done = install(tmp_path, check, "aa")
         assert f'"paths": ["{tmp_path}/site/aa"]' in done.stdout, done.stderr
     assert (tmp_path / "checks").read_text() == "x"
+    assert (tmp_path / "site" / "ready").is_file()
 
 
 def test_the_installer_says_what_does_not_import(tmp_path: Path) -> None:
@@ -86,6 +88,7 @@ def test_the_installer_says_what_does_not_import(tmp_path: Path) -> None:
         done = install(tmp_path, "import there", "aa")
         assert done.returncode == install_wheels.BROKEN
         assert "libthatisnot" in done.stderr
+        assert not (tmp_path / "site" / "ready").exists()
 
 
 def test_the_installer_refuses_by_exit_status(tmp_path: Path) -> None:

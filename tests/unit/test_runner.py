@@ -18,7 +18,7 @@ from edgekit.benchmarks.values import Plan
 from edgekit.runtimes import runner
 from edgekit.runtimes.pack import pack_runner, runner_bytes
 from edgekit.runtimes.runner import MAX_SAMPLES
-from edgekit.runtimes.runner.sampling import is_stable, quartiles, sample, warm_up
+from edgekit.runtimes.runner.sampling import calls_per_sample, is_settled, quartiles, sample, warm_up
 
 JOB = "k.1"
 SOURCES = sorted(Path(runner.__file__).parent.rglob("*.py"))
@@ -29,7 +29,7 @@ def prepare(folder: Path, plan: Plan = doubles.QUICK, count: int = 10, batch: in
     model = doubles.artifact(folder, **behaviour)
     np.save(folder / "x.npy", doubles.inputs(count).arrays[0])
     job = {
-        "schema_version": 1,
+        "schema_version": 2,
         "job": JOB,
         "runtime": "double",
         "backend_file": str(doubles.BACKEND),
@@ -220,63 +220,95 @@ def test_the_runner_needs_only_python_3_9_and_the_runtimes(source: Path) -> None
 
 
 def test_the_golden_files_are_what_the_runner_reads_and_writes(tmp_path: Path) -> None:
-    """Schema version 1 is frozen: the golden job parses, and a result has the golden result's fields."""
+    """Schema version 2 is frozen: the golden job parses, and a result has the golden result's fields."""
     golden = Path(__file__).parents[1] / "golden"
     prepare(tmp_path)
     written = json.loads((tmp_path / "job.json").read_text())
-    assert json.loads((golden / "job.v1.json").read_text()).keys() == written.keys()
+    assert json.loads((golden / "job.v2.json").read_text()).keys() == written.keys()
     finish(tmp_path)
-    expected = json.loads((golden / "result.v1.json").read_text())
+    expected = json.loads((golden / "result.v2.json").read_text())
     got = json.loads((tmp_path / "result.json").read_text())
     assert got.keys() == expected.keys()
     for part in ("runtime", "memory", "before", "after", "outputs"):
         assert got[part].keys() == expected[part].keys(), part
     assert got["cold_starts"][0].keys() == expected["cold_starts"][0].keys()
-    parse_result((golden / "result.v1.json").read_bytes(), device="golden", job=JOB, plan=doubles.QUICK, inputs=10)
+    parse_result((golden / "result.v2.json").read_bytes(), device="golden", job=JOB, plan=doubles.QUICK, inputs=10)
 
 
-def test_stability_is_when_two_windows_say_the_same() -> None:
-    """Falling durations are not stable, equal ones are; fewer than two windows never are."""
-    assert not is_stable([100] * 19)
-    assert is_stable([100] * 20)
-    assert not is_stable(list(range(200, 0, -10)))
+def test_settled_is_when_the_quartiles_of_two_halves_agree() -> None:
+    """Falling durations are not settled, equal ones are; fewer than 20 never are; a slow first one is an outlier."""
+    assert not is_settled([100] * 19)
+    assert is_settled([100] * 20)
+    assert not is_settled(list(range(200, 100, -5)))
+    assert not is_settled([500] + [100] * 19)
+    assert is_settled([900] * 20 + [100, 101] * 40)  # what is long past is not looked at
+    assert not is_settled([110] * 10 + [100] * 10)
     assert quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)
 
 
 def test_warming_up_is_bounded_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that never settles is warmed up for the plan's time and said not to have settled."""
     clock = Clock(monkeypatch)
-    samples, settled = warm_up(lambda i: clock.advance(1_000_000 * (1 + i)), 4, 0.1)
-    # 1 + 2 + … + n ms reaches 100 ms at n = 14 (105 ms)
-    assert (len(samples), settled) == (14, False)
+    samples, settled = warm_up([lambda: clock.advance(clock.now + 1_000_000)], 4, 0.1)
+    # 1, 2, 4, … ms: the sum reaches 100 ms at the seventh (127 ms)
+    assert (len(samples), settled) == (7, False)
+    assert warm_up([lambda: clock.advance(1_000_000)], 4, 9) == ([1_000_000] * 20, True)
 
 
 def test_sampling_goes_on_until_both_minima_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough samples too early go on to the minimum time; too few at the minimum time go on to the minimum count."""
     clock = Clock(monkeypatch)
-    by_time = sample(lambda i: clock.advance(1_000_000), None, 10, 0.05, 9)
+    by_time = sample([lambda: clock.advance(1_000_000)], None, 10, 0.05, 9)
     assert (len(by_time["latency_ns"]), by_time["stopped_by"]) == (50, "minimum reached")
-    by_count = sample(lambda i: clock.advance(1_000_000), None, 10, 0.001, 9)
+    assert [b["samples"] for b in by_time["blocks"]] == [10] * 5
+    by_count = sample([lambda: clock.advance(1_000_000)], None, 10, 0.001, 9)
     assert len(by_count["latency_ns"]) == 10
-    cut = sample(lambda i: clock.advance(1_000_000_000), None, 10, 0.001, 3)
+    cut = sample([lambda: clock.advance(1_000_000_000)], None, 10, 0.001, 3)
     assert (len(cut["latency_ns"]), cut["stopped_by"]) == (3, "max_seconds")
 
 
-def test_quick_models_are_thinned_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More inferences than a result may hold: every k-th is kept and the samples still span the whole time."""
+def test_what_comes_before_a_block_is_kept_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait between blocks costs neither samples nor sampling time."""
+    clock = Clock(monkeypatch)
+
+    def wait() -> dict[str, int]:
+        clock.advance(10**12)
+        return {"at": clock.now}
+
+    found = sample([lambda: clock.advance(1_000_000)], None, 10, 0.05, 9, wait)
+    assert len(found["latency_ns"]) == 50
+    assert set(found["latency_ns"]) == {1_000_000}
+    assert [b["at"] // 10**12 for b in found["blocks"]] == [1, 2, 3, 4, 5]
+
+
+def test_a_quick_call_is_timed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below 100 µs a sample spans that long; its latency is one call's, and inputs are taken in turn."""
     clock = Clock(monkeypatch)
     seen = []
 
-    def infer(i: int) -> None:
-        seen.append(i)
-        clock.advance(1000)
+    def call(which: int) -> None:
+        seen.append(which)
+        clock.advance(2_000)
 
-    found = sample(infer, 1000, 10, 0.1, 9)
-    assert found["sampled_every"] == 5  # 100,000 inferences into 20,000 places
-    assert len(seen) == 100_000
+    found = sample([lambda: call(0), lambda: call(1), lambda: call(2)], 2_000, 10, 0.001, 9)
+    assert found["calls_per_sample"] == 50
+    assert set(found["latency_ns"]) == {2_000}
+    assert seen[:7] == [0, 1, 2, 0, 1, 2, 0]
+    assert len(seen) == 50 * len(found["latency_ns"])
+    assert calls_per_sample(100_000) == calls_per_sample(None) == 1
+    assert calls_per_sample(60_000) == 2
+    assert calls_per_sample(0.5) == 1000
+
+
+def test_quick_models_are_thinned_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More samples than a result may hold: every k-th is kept and the samples still span the whole time."""
+    clock = Clock(monkeypatch)
+    found = sample([lambda: clock.advance(100_000)], 100_000, 10, 10, 90)
+    assert found["sampled_every"] == 5  # 100,000 samples into 20,000 places
     assert len(found["latency_ns"]) == MAX_SAMPLES
-    promised_slow = sample(infer, None, 10, 0.03, 9)  # 30,000 into 20,000: halved on the way
+    promised_slow = sample([lambda: clock.advance(1000)], None, 10, 0.03, 9)  # 30,000 into 20,000: halved on the way
     assert (promised_slow["sampled_every"], len(promised_slow["latency_ns"])) == (2, 15_000)
+    assert sum(b["samples"] for b in promised_slow["blocks"]) == 15_000
 
 
 class Clock:

@@ -15,7 +15,7 @@ from edgekit.benchmarks.inputs import dequantize, outputs_limit, quantize, read_
 from edgekit.benchmarks.result import MAX_RESULT_BYTES, parse_result, read_result
 from edgekit.errors import InvalidResultError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "result.v1.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "result.v2.json").read_text())
 
 
 def parse(text: bytes) -> object:
@@ -42,7 +42,7 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
 HOSTILE: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "unknown key": ("surprise", put("surprise", 1)),
     "missing key": ("flags", lambda r: r.pop("flags")),
-    "wrong version": ("schema_version", put("schema_version", 2)),
+    "wrong version": ("schema_version", put("schema_version", 3)),
     "another job": ("job", put("job", "k.2")),
     "unknown status": ("status", put("status", "great")),
     "ok with an error": ("error", put("error", "but")),

@@ -6,15 +6,24 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgekit.benchmarks.devices.adb_client import AdbClient, find_adb
+from edgekit.benchmarks.devices.adb_attached import (
+    SERIAL,
+    TCP_SERIAL,
+    AttachedDevice,
+    attached,
+    choose,
+    last_line,
+    state_problem,
+    unauthorized,
+)
+from edgekit.benchmarks.devices.adb_client import AdbClient
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.facts import PROBE_SCRIPT, device_info
 from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.benchmarks.devices.script import command
-from edgekit.benchmarks.devices.transport import LinkDown, Reply
+from edgekit.benchmarks.devices.transport import LinkDown, OnOutput, Reply
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import (
     DeviceDiskFull,
@@ -26,115 +35,12 @@ from edgekit.errors import (
     UserError,
 )
 
-__all__ = [
-    "DEFAULT_ROOT",
-    "AdbDevice",
-    "AdbTransport",
-    "AttachedDevice",
-    "attached",
-    "open_adb",
-    "parse_devices",
-    "state_problem",
-]
+__all__ = ["DEFAULT_ROOT", "AdbDevice", "AdbTransport", "open_adb"]
 
 DEFAULT_ROOT = PurePosixPath("/data/local/tmp/edgekit")
 
-_SERIAL = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:%\[\]-]{0,127}")
-_TCP_SERIAL = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.%]+\]):(?P<port>[0-9]{1,5})")
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
-_ROW = re.compile(
-    r"(?P<serial>\S.*?)\s+(?P<state>device|offline|unauthorized|authorizing|connecting|bootloader|recovery|rescue|"
-    r"sideload|host|detached|unknown|no permissions)(?P<rest>[\s;].*)?"
-)
 _RECOVERY_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachedDevice:
-    """One row of `adb devices -l`."""
-
-    serial: str
-    state: str
-    model: str | None = None
-    transport_id: int | None = None
-
-
-def parse_devices(text: str) -> tuple[AttachedDevice, ...]:
-    """The rows of `adb devices -l`. A row that is not one is left out; values are only shown, never run."""
-    rows: list[AttachedDevice] = []
-    lines = iter(text.splitlines())
-    for line in lines:
-        if line.startswith("List of devices attached"):
-            break
-    for line in lines:
-        row = _parse_row(line)
-        if row is not None and row.serial not in {r.serial for r in rows}:
-            rows.append(row)
-    return tuple(rows)
-
-
-def _parse_row(line: str) -> AttachedDevice | None:
-    """`SERIAL STATE [usb:…] [product:…] [model:…] [device:…] [transport_id:N]`; a state may hold spaces."""
-    match = _ROW.fullmatch(line.strip())
-    if match is None or not match["serial"].isprintable():
-        return None
-    words = (match["rest"] or "").split()
-    last = re.fullmatch(r"transport_id:([0-9]{1,9})", words[-1]) if words else None
-    models = [w.removeprefix("model:") for w in words if w.startswith("model:")]
-    return AttachedDevice(
-        serial=match["serial"][:128],
-        state=match["state"],
-        model=models[-1][:100] if models else None,
-        transport_id=int(last[1]) if last else None,
-    )
-
-
-def state_problem(row: AttachedDevice) -> DeviceUnusable | None:
-    """Why a device in this state cannot be measured on, or None."""
-    spec, state = f"adb:{row.serial}", row.state
-    if not _SERIAL.fullmatch(row.serial):
-        return DeviceUnusable(
-            "its serial holds characters that cannot be passed on safely", device=spec, hint="use another cable or port"
-        )
-    if state == "device":
-        return None
-    if state in ("unauthorized", "authorizing"):
-        return _unauthorized(spec)
-    hints = {
-        "offline": f"unplug it and plug it in again, or `adb reconnect {row.serial}`",
-        "no permissions": "install the udev rules (`apt install android-sdk-platform-tools-common`)",
-        "connecting": "wait a few seconds",
-        "recovery": "restart it into Android",
-        "sideload": "restart it into Android",
-        "rescue": "restart it into Android",
-        "bootloader": "`fastboot reboot`",
-    }
-    return DeviceUnusable(f"is in state '{state}'", device=spec, hint=hints.get(state, "restart it"))
-
-
-def _unauthorized(spec: str) -> DeviceUnauthorized:
-    return DeviceUnauthorized(
-        "is waiting for permission to debug",
-        device=spec,
-        hint="unlock the screen and accept 'Allow USB debugging'; if no question appears, "
-        "revoke USB debugging authorizations in the developer options and plug it in again",
-    )
-
-
-def attached(adb: AdbClient, deadline: Deadline) -> tuple[AttachedDevice, ...]:
-    """What `adb devices -l` lists now."""
-    adb.start_server(deadline)
-    reply = adb.run(["devices", "-l"], deadline)
-    if reply.returncode != 0:
-        raise DeviceLost(
-            f"`adb devices` failed: {_last_line(reply)}", device="adb", hint="`adb kill-server`, then again"
-        )
-    return parse_devices(reply.stdout.decode("utf-8", "replace"))
-
-
-def _last_line(reply: Reply) -> str:
-    lines = (reply.stderr or reply.stdout).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:300] if lines else f"exit status {reply.returncode}, nothing said"
 
 
 class AdbTransport:
@@ -143,14 +49,14 @@ class AdbTransport:
     outlives_client = True
 
     def __init__(self, adb: AdbClient, serial: str) -> None:
-        if not _SERIAL.fullmatch(serial):
+        if not SERIAL.fullmatch(serial):
             raise UserError(f"{serial[:80]!r} cannot be an adb serial", hint="`edgekit devices` lists what is attached")
         self._adb = adb
         self._serial = serial
 
     @property
     def name(self) -> str:
-        return f"adb:{self._serial}"
+        return self._adb.spec_of(self._serial)
 
     def open(self, deadline: Deadline) -> None:
         self._adb.start_server(deadline)
@@ -162,7 +68,7 @@ class AdbTransport:
             raise DeviceUnusable("is not attached", device=self.name, hint="`edgekit devices` lists what is")
         if row.state in ("offline", "connecting", "authorizing"):
             row = self._wait(deadline.within(_RECOVERY_SECONDS))
-        problem = state_problem(row)
+        problem = state_problem(row, spec=self.name)
         if problem is not None:
             raise problem
         self._require_shell_v2(deadline)
@@ -175,14 +81,14 @@ class AdbTransport:
         if self._is_tcp():
             self._connect(deadline)
         row = self._wait(deadline.within(_RECOVERY_SECONDS))
-        problem = state_problem(row)
+        problem = state_problem(row, spec=self.name)
         if isinstance(problem, DeviceUnauthorized):
             raise problem
         if problem is not None:
             raise DeviceLost(problem.message.removeprefix(f"{self.name}: "), device=self.name, hint=problem.hint)
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
-        reply = self._run(["shell", "-n", "-T", script], deadline)
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        reply = self._run(["shell", "-n", "-T", script], deadline, on_output=on_output)
         self._raise_if_refused(reply)
         return reply
 
@@ -198,8 +104,8 @@ class AdbTransport:
             )
         self._raise_if_refused(reply)
         if re.search(r"permission denied|read-only file system|is a directory|not a directory", said, re.IGNORECASE):
-            raise DeviceError(f"cannot write {destination}: {_last_line(reply)}", device=self.name)
-        raise DeviceLost(f"sending {source.name} broke off: {_last_line(reply)}", device=self.name)
+            raise DeviceError(f"cannot write {destination}: {last_line(reply)}", device=self.name)
+        raise DeviceLost(f"sending {source.name} broke off: {last_line(reply)}", device=self.name)
 
     def receive(self, source: PurePosixPath, destination: Path, deadline: Deadline, *, max_bytes: int) -> None:
         def watch() -> None:
@@ -209,11 +115,19 @@ class AdbTransport:
         reply = self._run(["pull", "-Z", str(source), str(destination.absolute())], deadline, tick=watch)
         if reply.returncode != 0 or not destination.is_file():
             self._raise_if_refused(reply)
-            raise DeviceLost(f"fetching {source} broke off: {_last_line(reply)}", device=self.name)
+            raise DeviceLost(f"fetching {source} broke off: {last_line(reply)}", device=self.name)
         watch()
 
-    def _run(self, arguments: list[str], deadline: Deadline, tick: Callable[[], None] | None = None) -> Reply:
-        return self._adb.run(["-s", self._serial, *arguments], deadline, device=self.name, tick=tick)
+    def _run(
+        self,
+        arguments: list[str],
+        deadline: Deadline,
+        *,
+        tick: Callable[[], None] | None = None,
+        on_output: OnOutput | None = None,
+    ) -> Reply:
+        argv = ["-s", self._serial, *arguments]
+        return self._adb.run(argv, deadline, device=self.name, tick=tick, on_output=on_output)
 
     def _raise_if_refused(self, reply: Reply) -> None:
         """The client's own complaints, which it makes instead of running anything."""
@@ -221,12 +135,12 @@ class AdbTransport:
         if reply.returncode == 0 or not re.search(r"^(adb|error): ", said, re.MULTILINE):
             return
         if "unauthorized" in said or "still authorizing" in said:
-            raise _unauthorized(self.name)
+            raise unauthorized(self.name)
         hint = "check the cable; `edgekit devices` shows whether it is back"
         if re.search(r"device .*not found|device offline|no devices|cannot connect to daemon", said):
-            raise LinkDown(_last_line(reply), device=self.name, hint=hint)
+            raise LinkDown(last_line(reply), device=self.name, hint=hint)
         if re.search(r"protocol fault|closed", said):
-            raise DeviceLost(_last_line(reply), device=self.name, hint=hint)
+            raise DeviceLost(last_line(reply), device=self.name, hint=hint)
 
     def _row(self, deadline: Deadline) -> AttachedDevice | None:
         return next((r for r in attached(self._adb, deadline) if r.serial == self._serial), None)
@@ -245,11 +159,11 @@ class AdbTransport:
             time.sleep(0.1)
 
     def _is_tcp(self) -> bool:
-        return _TCP_SERIAL.fullmatch(self._serial) is not None
+        return TCP_SERIAL.fullmatch(self._serial) is not None
 
     def _connect(self, deadline: Deadline) -> None:
         """`adb connect`, to private addresses only: adbd over TCP has no authentication worth the name."""
-        match = _TCP_SERIAL.fullmatch(self._serial)
+        match = TCP_SERIAL.fullmatch(self._serial)
         if match is None:
             return
         host = match["host"].strip("[]")
@@ -271,7 +185,7 @@ class AdbTransport:
         features = reply.stdout.decode("utf-8", "replace").split()
         if reply.returncode != 0:
             self._raise_if_refused(reply)
-            raise DeviceLost(f"does not tell its features: {_last_line(reply)}", device=self.name)
+            raise DeviceLost(f"does not tell its features: {last_line(reply)}", device=self.name)
         if "shell_v2" not in features:
             raise DeviceUnusable(
                 "its adbd is too old (no shell_v2): exit codes would be lost",
@@ -295,13 +209,7 @@ class AdbDevice(PosixDevice):
 
 
 def open_adb(argument: str | None) -> AdbDevice:
-    """The device for `adb:SERIAL`, or for `adb` when exactly one is attached."""
-    adb = find_adb()
-    if argument is not None:
-        return AdbDevice(AdbTransport(adb, argument))
-    rows = attached(adb, Deadline.after(15.0))
-    if len(rows) != 1:
-        names = ", ".join(f"adb:{r.serial}" for r in rows)
-        said = f"{len(rows)} devices are attached ({names})" if rows else "no device is attached"
-        raise DeviceUnusable(said, device="adb", hint="name one: adb:SERIAL" if rows else "plug one in, or use `local`")
-    return AdbDevice(AdbTransport(adb, rows[0].serial))
+    """The device for `adb:SERIAL` or `adb:model:NAME` (`@HOST:PORT` chooses the server), or for `adb` when exactly
+    one is attached."""
+    adb, serial = choose(argument)
+    return AdbDevice(AdbTransport(adb, serial))

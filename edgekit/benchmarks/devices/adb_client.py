@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from edgekit.benchmarks.devices.adb_server import server_socket
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.process import run_bounded
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.errors import DeviceLost, DeviceUnusable, HostError
 
 __all__ = ["MIN_PLATFORM_TOOLS", "AdbClient", "file_lock", "find_adb", "host_lock"]
@@ -44,6 +45,12 @@ class AdbClient:
     server: str | None = None
     """The server's socket (`tcp:localhost:5038`, `localfilesystem:/path`); None is adb's default, which
     `ANDROID_ADB_SERVER_PORT` and `ADB_SERVER_SOCKET` change."""
+    server_name: str | None = None
+    """`HOST:PORT` where the user chose the server: part of its devices' specs (`adb:SERIAL@HOST:PORT`)."""
+
+    def spec_of(self, serial: str) -> str:
+        """What names the device `serial` of this server."""
+        return f"adb:{serial}" + (f"@{self.server_name}" if self.server_name else "")
 
     def argv(self, *arguments: str) -> list[str]:
         """The command line for `adb arguments…`."""
@@ -56,14 +63,15 @@ class AdbClient:
         *,
         device: str = "adb",
         tick: Callable[[], None] | None = None,
+        on_output: OnOutput | None = None,
     ) -> Reply:
         """What `adb arguments…` said. Raises DeviceTimeout, OutputLimitError; an exit status proves nothing."""
-        return run_bounded(self.argv(*arguments), deadline, device=device, tick=tick)
+        return run_bounded(self.argv(*arguments), deadline, device=device, tick=tick, on_output=on_output)
 
     def start_server(self, deadline: Deadline) -> None:
         """Make sure the server runs. One start at a time on this host: racing starts fail one another."""
         if self.server:
-            return  # a private server has an owner, who started it
+            return  # such a server has an owner, who started it
         with host_lock("adb-server", deadline):
             reply = self.run(["start-server"], deadline)
         if reply.returncode != 0:
@@ -104,6 +112,8 @@ def file_lock(path: Path, deadline: Deadline, *, busy: str, hint: str | None = N
 def find_adb(*, server: str | None = None) -> AdbClient:
     """The first adb that is new enough: `$EDGEKIT_ADB` (alone, where set), then PATH, then adbutils' own.
 
+    It talks to the server `HOST:PORT`, or to adb's default one.
+
     Raises DeviceUnusable naming every one that was looked at and why it will not do.
     """
     chosen = os.environ.get("EDGEKIT_ADB")
@@ -115,7 +125,8 @@ def find_adb(*, server: str | None = None) -> AdbClient:
             refused.append(f"{path}: {version}")
             log.info("not using %s: %s", path, version)
         else:
-            return AdbClient(path=path, version=version, server=server)
+            socket = server_socket(server) if server else None
+            return AdbClient(path=path, version=version, server=socket, server_name=server)
     why = "; ".join(refused) or "there is none on PATH, and adbutils brings none for this platform"
     raise DeviceUnusable(f"no adb client that can be used ({why})", device="adb", hint=_HINT)
 

@@ -31,7 +31,7 @@ from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board_tree import KEYRING, board_tree, recipe_id
 from edgekit.benchmarks.devices.cell import Cell, cell_unavailable_reason, remove_tree, start_cell
 from edgekit.benchmarks.devices.local import cache_dir
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceLost, DeviceTimeout, DeviceUnusable, EdgekitError
 
@@ -243,9 +243,9 @@ class BoardTransport(AdbTransport):
         self.running.require_running()
         super().recover(deadline)
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
         self.running.require_running()
-        return super().shell(script, deadline)
+        return super().shell(script, deadline, on_output=on_output)
 
     @property
     def running(self) -> _Instance:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from edgekit.benchmarks.values import Cluster, DeviceInfo
+from edgekit.benchmarks.devices.clusters import clusters_of
+from edgekit.benchmarks.values import DeviceInfo
 
 __all__ = ["PROBE_SCRIPT", "device_info", "parse_facts"]
 
@@ -24,7 +25,9 @@ neon vfpv4 asimd asimdhp asimddp asimdrdm i8mm bf16 sve sve2 sme fphp
 """
 
 # `key=value` a line; `key` may come more than once. Nothing here fails the script: an absent fact is absent.
+# R goes before /sys (a tree of a test's own).
 PROBE_SCRIPT = r"""
+R=
 say() { [ -n "$2" ] && printf '%s=%s\n' "$1" "$2"; }
 first() { { read -r x < "$2"; } 2>/dev/null && say "$1" "$x"; }
 say abi "$(uname -m)"
@@ -37,16 +40,22 @@ if [ -r /proc/cpuinfo ]; then
   say cores "$(grep -c '^processor' /proc/cpuinfo)"
 fi
 [ -r /proc/meminfo ] && say mem "$(grep '^MemTotal' /proc/meminfo)"
-for c in /sys/devices/system/cpu/cpu[0-9]*; do
+for c in "$R"/sys/devices/system/cpu/cpu[0-9]*; do
   n=${c##*/cpu}
   first "max_khz.$n" "$c/cpufreq/cpuinfo_max_freq"
   first "governor.$n" "$c/cpufreq/scaling_governor"
+  first "capacity.$n" "$c/cpu_capacity"
+  first "related.$n" "$c/cpufreq/related_cpus"
+  first "siblings.$n" "$c/topology/core_siblings_list"
 done
+say uid "$(id -u)"
 [ -r /proc/device-tree/model ] && say dt_model "$(tr -d '\000' < /proc/device-tree/model)"
 [ -r /proc/device-tree/serial-number ] && say dt_serial "$(tr -d '\000' < /proc/device-tree/serial-number)"
 if command -v getprop >/dev/null 2>&1; then
   for p in ro.serialno ro.product.manufacturer ro.product.model ro.soc.model ro.soc.manufacturer ro.board.platform \
-      ro.build.version.release ro.build.version.sdk ro.boot.qemu; do say "prop.$p" "$(getprop $p)"; done
+      ro.build.version.release ro.build.version.sdk ro.boot.qemu ro.product.cpu.abilist ro.build.fingerprint \
+      ro.build.version.security_patch; do say "prop.$p" "$(getprop $p)"; done
+  say su "$(command -v su)"
 fi
 [ -r /etc/os-release ] && say os "$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"
 first machine_id /etc/machine-id
@@ -112,15 +121,24 @@ def device_info(text: str, *, spec: str, kind: str) -> DeviceInfo:
         cpu_model=cpuinfo.get("model name") or cpuinfo.get("Model"),
         cpu_features=_features(cpuinfo.get("flags", "") + " " + cpuinfo.get("Features", "")),
         cores=min(cores, _MAX_CORES) if cores else None,
-        clusters=_clusters(facts.indexed("max_khz")),
+        clusters=clusters_of(
+            max_khz=facts.indexed("max_khz"),
+            capacity=facts.indexed("capacity"),
+            related=facts.indexed("related"),
+            siblings=facts.indexed("siblings"),
+        ),
         ram_bytes=_mem_bytes(facts.one("mem")),
         os=f"Android {android}" if android else facts.one("os"),
         kernel=facts.one("kernel"),
         abi=facts.one("abi"),
+        abis=_abis(facts),
         libc=_libc(facts, is_android=android is not None),
         python=_python(facts.one("python")),
         governor=", ".join(governors) or None,
         android_api=facts.number("prop.ro.build.version.sdk"),
+        build_fingerprint=facts.one("prop.ro.build.fingerprint"),
+        security_patch=_patch(facts.one("prop.ro.build.version.security_patch")),
+        is_rooted=_is_rooted(facts, is_android=android is not None),
         emulated=is_emulator,
         emulation="an Android emulator" if is_emulator else None,
         boot_id=facts.one("boot_id"),
@@ -150,12 +168,21 @@ def _features(words: str) -> tuple[str, ...]:
     return tuple(sorted(set(_KERNEL_FEATURES.split()) & set(words.split())))
 
 
-def _clusters(max_khz: dict[int, str]) -> tuple[Cluster, ...]:
-    by_clock: dict[int, list[int]] = {}
-    for core, text in max_khz.items():
-        if text.isascii() and text.isdigit() and len(text) < 12:
-            by_clock.setdefault(int(text), []).append(core)
-    return tuple(Cluster(cores=tuple(sorted(cores)), max_khz=clock) for clock, cores in sorted(by_clock.items()))
+def _abis(facts: _Facts) -> tuple[str, ...]:
+    names = (facts.one("prop.ro.product.cpu.abilist") or "").split(",")
+    return tuple(name for name in names if re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name))[:8]
+
+
+def _patch(said: str | None) -> str | None:
+    return said if said and re.fullmatch(r"20[0-9]{2}-[01][0-9](?:-[0-3][0-9])?", said) else None
+
+
+def _is_rooted(facts: _Facts, *, is_android: bool) -> bool | None:
+    """A Linux's `su` asks for a password and proves nothing; an Android's is there on rooted ones only."""
+    uid = facts.number("uid")
+    if uid is None:
+        return None
+    return uid == 0 or (is_android and facts.one("su") is not None)
 
 
 def _mem_bytes(line: str | None) -> int | None:

@@ -15,7 +15,7 @@ from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.facts import PROBE_SCRIPT, device_info
 from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.benchmarks.devices.process import run_bounded
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceDiskFull, DeviceError, DeviceTimeout, DeviceUnusable, OutputLimitError
 
@@ -51,10 +51,11 @@ class LocalTransport:
     def recover(self, deadline: Deadline) -> None:
         pass
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
         # Bytes that are not UTF-8 arrive as surrogates and leave as the same bytes.
         argv = ["/bin/sh", "-c", script]
-        return run_bounded(argv, deadline, device=self.name, env={**os.environ, "PYTHONNOUSERSITE": "1"})
+        env = {**os.environ, "PYTHONNOUSERSITE": "1"}
+        return run_bounded(argv, deadline, device=self.name, env=env, on_output=on_output)
 
     def send(self, source: Path, destination: PurePosixPath, deadline: Deadline) -> None:
         target = Path(destination)

@@ -8,14 +8,19 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import IO, Any
 
 from edgekit.benchmarks.devices.base import Deadline
-from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, Reply
+from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, OnOutput, Reply
 from edgekit.errors import DeviceTimeout, HostError, OutputLimitError
 
-__all__ = ["end_group", "run_bounded"]
+__all__ = ["CANCELLED", "end_group", "run_bounded"]
+
+CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
+"""Once set, what runs in this context is ended as by Ctrl-C (which only the main thread is told of)."""
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +45,14 @@ def run_bounded(
     device: str,
     env: Mapping[str, str] | None = None,
     tick: Callable[[], None] | None = None,
+    on_output: OnOutput | None = None,
     max_output: int = OUTPUT_LIMIT_BYTES,
 ) -> Reply:
     """What `argv` printed and its exit status, run in a session of its own with no stdin.
 
     The whole process group is killed when the deadline passes (DeviceTimeout), when stdout and stderr together
-    exceed `max_output` (OutputLimitError), when `tick` (called a few times a second) raises, and on Ctrl-C.
+    exceed `max_output` (OutputLimitError), when `tick` (called a few times a second) or `on_output` raises, and on
+    Ctrl-C.
     """
     try:
         process = subprocess.Popen(
@@ -59,7 +66,7 @@ def run_bounded(
     except OSError as e:
         raise HostError(f"cannot start {argv[0]}: {e.strerror or e}") from e
     try:
-        out, err = _drain(process, deadline, device, tick, max_output)
+        out, err = _drain(process, deadline, device, tick or _nothing, on_output or _nothing, max_output)
         process.wait(timeout=max(deadline.remaining, 0.1))
     except subprocess.TimeoutExpired as e:
         raise DeviceTimeout("no answer before the deadline", device=device) from e
@@ -72,11 +79,16 @@ def run_bounded(
     return Reply(returncode=process.returncode, stdout=out, stderr=err)
 
 
+def _nothing(*_arguments: object) -> None:
+    pass
+
+
 def _drain(
     process: subprocess.Popen[bytes],
     deadline: Deadline,
     device: str,
-    tick: Callable[[], None] | None,
+    tick: Callable[[], None],
+    on_output: OnOutput,
     max_output: int,
 ) -> tuple[bytes, bytes]:
     """Both streams up to their ends."""
@@ -89,8 +101,13 @@ def _drain(
         while selector.get_map():
             if deadline.remaining <= 0:
                 raise DeviceTimeout("no answer before the deadline", device=device)
-            for key, _ in selector.select(min(deadline.remaining, _TICK_SECONDS)):
+            ready = selector.select(min(deadline.remaining, _TICK_SECONDS))
+            if not ready:
+                on_output(b"")
+            for key, _ in ready:
                 chunk = os.read(key.fd, _CHUNK)
+                if key.fileobj is process.stdout:
+                    on_output(chunk)
                 if chunk:
                     kept[key.fileobj] += chunk  # type: ignore[index]
                 else:
@@ -99,7 +116,9 @@ def _drain(
                 raise OutputLimitError(
                     f"printed more than {max_output >> 20} MiB; the command was killed", device=device
                 )
-            if tick is not None:
-                tick()
+            cancelled = CANCELLED.get()
+            if cancelled is not None and cancelled.is_set():
+                raise KeyboardInterrupt
+            tick()
     out, err = kept.values()
     return bytes(out), bytes(err)

@@ -1,16 +1,17 @@
-"""From what a user types (`local`, `adb:SERIAL`, `ssh:HOST`, `board:amd64`) to a device, and what is attached."""
+"""From what a user types (`local`, `adb:SERIAL`, `ssh:HOST`, `board:amd64`, an inventory's name) to a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from edgekit.benchmarks.devices.base import Deadline, Device
+from edgekit.benchmarks.devices.base import Device
+from edgekit.benchmarks.devices.inventory import load_inventory, remember_entry
 from edgekit.benchmarks.devices.lock import device_lock
-from edgekit.benchmarks.values import DeviceInfo, DeviceStatus
-from edgekit.errors import DeviceError, EdgekitError, UserError
+from edgekit.errors import UserError
 from edgekit.plugins import Registry
+from edgekit.schema import near_miss
 
-__all__ = ["DEVICES", "device_lock", "list_devices", "open_device"]
+__all__ = ["DEVICES", "device_lock", "open_device", "resolve"]
 
 DEVICES = Registry(
     "device",
@@ -23,93 +24,37 @@ DEVICES = Registry(
     },
 )
 
-_LIST_SECONDS = 20.0
-_PROBE_SECONDS = 10.0
-
 
 def open_device(spec: str) -> Device:
-    """The device `spec` names, not yet connected (enter it to connect). Raises UserError for an unknown kind.
+    """The device `spec` names, not yet connected (enter it to connect). Raises UserError for an unknown kind or name.
 
-    `spec` is `kind` or `kind:argument`: `local`, `adb` (the only one attached), `adb:SERIAL`, `ssh:HOST`,
-    `board:amd64`.
+    `spec` is `kind` or `kind:argument`: `local`, `adb` (the only one attached), `adb:SERIAL`, `adb:model:NAME`,
+    `ssh:HOST`, `board:amd64`; or a name of the inventory, or `tag:NAME` where one device there has the tag.
     """
-    kind, separator, argument = spec.partition(":")
+    concrete, name = resolve(spec)
+    kind, separator, argument = concrete.partition(":")
     if separator and not argument:
         raise UserError(f"'{spec}' names no device after the colon", hint=f"write `{kind}`, or `{kind}:NAME`")
     factory: Callable[[str | None], Device] = DEVICES.load(kind)
-    return factory(argument or None)
+    device = factory(argument or None)
+    if name is not None:
+        remember_entry(device.spec, name)
+    return device
 
 
-def list_devices(probe: bool = True, named: Sequence[str] = ()) -> tuple[DeviceStatus, ...]:
-    """This host, everything adb lists, and the virtual board, each with why it cannot be used if so; or those `named`.
-
-    `probe` reads the facts of those that are ready. The board is not started for that unless it is named. Hosts
-    behind ssh are only listed by name: none is connected to uninvited.
-    """
-    if named:
-        return tuple(_named(spec, probe) for spec in named)
-    return (_local_status(probe), *_adb_statuses(probe), _board_status())
-
-
-def _named(spec: str, probe: bool) -> DeviceStatus:
-    """What `spec` names, connected to; its facts only with `probe`. Raises UserError for what names no device."""
-    try:
-        device = open_device(spec)
-    except DeviceError as e:
-        return _unusable(spec, "unusable", e)
-    return _probed(device, facts=probe)
-
-
-def _unusable(spec: str, state: str, error: EdgekitError) -> DeviceStatus:
-    reason = error.message.removeprefix(f"{spec}: ")
-    return DeviceStatus(spec=spec, state=state, usable=False, reason=reason, hint=error.hint)
-
-
-def _probed(device: Device, *, facts: bool = True) -> DeviceStatus:
-    """A device that should be ready: ready, with its facts where they are wanted, or unusable with what went wrong."""
-    spec = device.spec
-    try:
-        with device:
-            info: DeviceInfo | None = device.probe(Deadline.after(_PROBE_SECONDS)) if facts else None
-    except EdgekitError as e:
-        return _unusable(spec, "unusable", e)
-    return DeviceStatus(spec=spec, state="ready", usable=True, info=info)
-
-
-def _local_status(probe: bool) -> DeviceStatus:
-    if not probe:
-        return DeviceStatus(spec="local", state="ready", usable=True)
-    return _probed(open_device("local"))
-
-
-def _adb_statuses(probe: bool) -> list[DeviceStatus]:
-    from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport, attached, state_problem
-    from edgekit.benchmarks.devices.adb_client import find_adb
-
-    try:
-        adb = find_adb()
-        rows = attached(adb, Deadline.after(_LIST_SECONDS))
-    except EdgekitError as e:
-        return [_unusable("adb", "unusable", e)]
-    statuses = []
-    for row in rows:
-        spec = f"adb:{row.serial}"
-        problem = state_problem(row)
-        if problem is not None:
-            statuses.append(_unusable(spec, row.state, problem))
-        elif probe:
-            statuses.append(_probed(AdbDevice(AdbTransport(adb, row.serial))))
-        else:
-            statuses.append(DeviceStatus(spec=spec, state="ready", usable=True))
-    return statuses
-
-
-def _board_status() -> DeviceStatus:
-    from edgekit.benchmarks.devices.board import board_unavailable_reason
-
-    reason = board_unavailable_reason()
-    if reason is None:
-        return DeviceStatus(spec="board:amd64", state="ready", usable=True)
-    _, separator, command = reason.rpartition(": apt install ")
-    hint = f"apt install {command}" if separator else None
-    return DeviceStatus(spec="board:amd64", state="unavailable", usable=False, reason=reason, hint=hint)
+def resolve(spec: str) -> tuple[str, str | None]:
+    """`spec` as kind and argument, and its name in the inventory where it was found there."""
+    for prefix, kind in (("tag:", None), ("adb:tag:", "adb")):
+        if spec.startswith(prefix) and spec != prefix:
+            inventory = load_inventory()
+            name = inventory.tagged(spec.removeprefix(prefix), kind=kind)
+            return inventory.devices[name].spec, name
+    kinds = DEVICES.names()
+    kind, separator, _ = spec.partition(":")
+    if kind in kinds:
+        return spec, None
+    devices = {} if separator else load_inventory().devices
+    if kind not in devices:
+        known = near_miss(kind, [*kinds, *devices])
+        raise UserError(f"unknown device {kind[:100]!r}; {known}", hint="see `edgekit devices`")
+    return devices[kind].spec, kind

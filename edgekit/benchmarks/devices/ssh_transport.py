@@ -26,7 +26,7 @@ from edgekit.benchmarks.devices.script import quote
 from edgekit.benchmarks.devices.ssh_connection import Connection, connect
 from edgekit.benchmarks.devices.ssh_loop import LoopThread
 from edgekit.benchmarks.devices.ssh_target import SshTarget
-from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, LinkDown, Reply
+from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, LinkDown, OnOutput, Reply
 from edgekit.errors import (
     DeviceDiskFull,
     DeviceError,
@@ -46,6 +46,7 @@ _SESSIONS = 8
 """Scripts at a time: sshd allows ten sessions a connection (MaxSessions), and SFTP is one of them."""
 _RECOVERY_SECONDS = 20.0
 _CLOSE_SECONDS = 1.0
+_TICK_SECONDS = 0.2
 _SWEEP_SECONDS = 2.0
 _NO_SPACE = re.compile(rb"no space left on device|disk quota exceeded", re.IGNORECASE)
 _LOST_HINT = "check the network; `edgekit devices {spec}` shows whether it is back"
@@ -76,6 +77,17 @@ class _Session(asyncssh.SSHClientSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended.done():
             self.ended.set_result(exc)
+
+    async def told(self, on_output: OnOutput, mark: bytes) -> None:
+        """Pass on what stdout brings after `mark`, until the session ends."""
+        passed = 0
+        while True:
+            ended, _ = await asyncio.wait({self.ended}, timeout=_TICK_SECONDS)
+            text = bytes(self.streams[0]).partition(mark)[2]
+            on_output(text[passed:])
+            passed = len(text)
+            if ended:
+                return
 
 
 class SshTransport:
@@ -124,8 +136,8 @@ class SshTransport:
                     raise
                 time.sleep(0.2)
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
-        return self._loop.call(lambda: self._shell(script), deadline)
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        return self._loop.call(lambda: self._shell(script, on_output), deadline)
 
     def send(self, source: Path, destination: PurePosixPath, deadline: Deadline) -> None:
         try:
@@ -169,7 +181,7 @@ class SshTransport:
             raise LinkDown("is not connected", device=self.name, hint=self._hint)
         return connection
 
-    async def _shell(self, script: str) -> Reply:
+    async def _shell(self, script: str, on_output: OnOutput | None) -> Reply:
         mark = f"@{secrets.token_hex(8)}@"
         # LANGUAGE=C: what programs there complain of is read here, so it has to be English.
         text = f"printf %s {mark}; printf %s {mark} >&2; export LANGUAGE=C\n{script}\n"
@@ -181,17 +193,24 @@ class SshTransport:
                 # The script is sent after this, so nothing of it ran.
                 raise LinkDown(f"no session can be opened ({e})", device=self.name, hint=self._hint) from e
             try:
-                return await self._reply(channel, cast(_Session, made), text, mark.encode())
+                return await self._reply(channel, cast(_Session, made), text, mark.encode(), on_output)
             finally:
                 channel.abort()
 
     async def _reply(
-        self, channel: asyncssh.SSHClientChannel[bytes], session: _Session, text: str, mark: bytes
+        self,
+        channel: asyncssh.SSHClientChannel[bytes],
+        session: _Session,
+        text: str,
+        mark: bytes,
+        on_output: OnOutput | None,
     ) -> Reply:
         """What a session that was just opened answers to `text`, from `mark` on."""
         with contextlib.suppress(BrokenPipeError, OSError):  # it ended at once; its status says why
             channel.write(text.encode("utf-8", "surrogateescape"))
             channel.write_eof()
+        if on_output is not None:
+            await session.told(on_output, mark)
         error = await session.ended
         if session.is_over_limit:
             said = f"printed more than {OUTPUT_LIMIT_BYTES >> 20} MiB; the command was killed"
@@ -262,7 +281,7 @@ class SshTransport:
     async def _is_full(self, destination: PurePosixPath) -> bool:
         """Whether the file system of `destination`, a file that could not be finished, takes no more."""
         # through cat, which says why: a shell's own printf says only "I/O error"
-        reply = await self._shell(f"printf %65536s x | cat >> {quote(str(destination))}; :")
+        reply = await self._shell(f"printf %65536s x | cat >> {quote(str(destination))}; :", None)
         return _NO_SPACE.search(reply.stderr) is not None
 
     async def _sweep(self, sftp: asyncssh.SFTPClient) -> None:

@@ -7,6 +7,7 @@ once, above it, in `edgekit.benchmarks.devices.posix`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -14,10 +15,14 @@ from typing import Protocol
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.errors import DeviceLost
 
-__all__ = ["OUTPUT_LIMIT_BYTES", "LinkDown", "Reply", "Transport"]
+__all__ = ["OUTPUT_LIMIT_BYTES", "LinkDown", "OnOutput", "Reply", "Transport"]
 
 OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 """What one call may print, stdout and stderr together; more is killed and is an OutputLimitError."""
+
+
+OnOutput = Callable[[bytes], None]
+"""Told what stdout just brought, and nothing (`b""`) a few times a second while it is quiet."""
 
 
 class LinkDown(DeviceLost):
@@ -53,8 +58,11 @@ class Transport(Protocol):
     def recover(self, deadline: Deadline) -> None:
         """Try to bring a lost link back; raises DeviceLost where it stays lost."""
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
-        """Run a script in the device's `sh`. Raises DeviceTimeout, LinkDown, DeviceLost, OutputLimitError."""
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        """Run a script in the device's `sh`. Raises DeviceTimeout, LinkDown, DeviceLost, OutputLimitError.
+
+        `on_output` sees stdout as it comes; what it raises ends the call.
+        """
 
     def send(self, source: Path, destination: PurePosixPath, deadline: Deadline) -> None:
         """Copy a file to the device. What is there afterwards is not to be trusted before it is hashed."""

@@ -1,8 +1,9 @@
-"""Unpack wheels on a device, each once: `install_wheels.py SITE CAS CHECK SHA256...`.
+"""Unpack wheels on a device, each once: `install_wheels.py SITE CAS CHECK READY SHA256...`.
 
 CAS/<sha256> is a wheel whose bytes were checked when it arrived; it is unpacked into SITE/<sha256> by rename.
-When all are there, CHECK (Python source) is run once with them on the path, in a process of its own. Prints one line of
-JSON: {"missing": [sha256, ...]}, or {"paths": [...]} when everything is in place and works. Exit status 4
+When all are there, CHECK (Python source) is run once with them on the path, in a process of its own, and SITE/READY
+is made, an empty file by which the host sees that nothing is left to do. Prints one line of JSON:
+{"missing": [sha256, ...]}, or {"paths": [...]} when everything is in place and works. Exit status 4
 for a wheel that would write outside its folder, 5 when CHECK fails.
 """
 
@@ -78,7 +79,7 @@ def verify(site: str, check: str, paths: list[str]) -> None:
         pass
 
 
-def main(site: str, cas: str, check: str, shas: list[str]) -> int:
+def main(site: str, cas: str, check: str, ready: str, shas: list[str]) -> int:
     missing = []
     for sha in shas:
         target = os.path.join(site, sha)
@@ -102,10 +103,12 @@ def main(site: str, cas: str, check: str, shas: list[str]) -> int:
     except subprocess.CalledProcessError as e:
         print(e.stderr[-3000:], file=sys.stderr)
         return BROKEN
+    with open(os.path.join(site, ready), "w", encoding="ascii"):
+        pass
     print(json.dumps({"paths": paths}))
     return 0
 
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[1], exist_ok=True)
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]))

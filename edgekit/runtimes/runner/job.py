@@ -24,6 +24,14 @@ class Plan:
     memory: bool
     accuracy: bool
     timeout_seconds: float
+    allow_fallback: bool
+    profile: bool
+    energy: bool
+    max_temperature_c: Optional[float]
+    min_battery_percent: Optional[int]
+    allow_charging: bool
+    max_load: Optional[float]
+    gate_wait_seconds: float
 
 
 @dataclass(frozen=True)

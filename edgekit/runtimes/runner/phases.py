@@ -11,7 +11,11 @@ import time
 from typing import Any, Callable, Optional
 
 from . import memory
+from .backends import DelegateMissing, NoProfile, bound
+from .conditions import conditions
+from .energy import BUSY_SECONDS
 from .files import sha256_of
+from .gates import Gate
 from .job import Job
 from .sampling import quartiles, sample, warm_up
 
@@ -20,6 +24,8 @@ _PREPARED_COUNT = 64
 _CHUNK_BYTES = 16 * 1024 * 1024
 _CHUNK_RUNS = 256
 _MEMORY_RUNS = 10
+_PROFILE_RUNS = 20
+_MAX_OPERATORS = 2000
 
 
 def cold(job: Job, backend: Any) -> dict[str, Any]:
@@ -28,7 +34,7 @@ def cold(job: Job, backend: Any) -> dict[str, Any]:
     begun = now()
     backend.import_runtime()
     imported = now()
-    backend.load(job.model, job.plan.threads, job.plan.delegate)
+    _load(job, backend)
     loaded = now()
     inputs = _Inputs(job, backend).at(0)
     ready = now()
@@ -44,22 +50,41 @@ def cold(job: Job, backend: Any) -> dict[str, Any]:
 def warm(job: Job, backend: Any) -> dict[str, Any]:
     """Raw warm-ups and samples; inputs are real, prepared before the clock starts, and taken in turn."""
     plan = job.plan
-    _load(job, backend)
+    backend.import_runtime()
+    flags = _load(job, backend)
     prepared = _Inputs(job, backend).prepared()
-    count = len(prepared)
-    invoke = backend.invoke
+    calls = [bound(backend, inputs) for inputs in prepared]
+    _check_bound(backend, calls[0], prepared[0])
+    gate = Gate(plan)
 
-    def infer(i: int) -> object:
-        return invoke(prepared[i % count])
+    def before_block() -> dict[str, Any]:
+        waited = gate.wait()
+        return {"waited_ns": round(waited * 1e9), "state": conditions()}
 
-    warmups, settled = warm_up(infer, max(1, plan.warmup_min_runs), plan.warmup_max_seconds)
+    warmups, settled = warm_up(calls, max(1, plan.warmup_min_runs), plan.warmup_max_seconds)
     expected = quartiles(warmups[-10:])[1] if warmups else None
-    found = sample(infer, expected, plan.min_samples, plan.min_seconds, plan.max_seconds)
-    flags = [] if settled else [f"warm-up did not settle within {plan.warmup_max_seconds:g} s"]
+    found = sample(calls, expected, plan.min_samples, plan.min_seconds, plan.max_seconds, before_block)
+    if not settled:
+        flags.append(f"warm-up did not settle within {plan.warmup_max_seconds:g} s")
     facts = dict(backend.describe(), python=platform.python_version())
+    facts.setdefault("interface", "invoke")
     if facts["threads"] != plan.threads:
         flags.append(f"{plan.threads} threads were asked for, the runtime uses {facts['threads']}")
-    return dict(found, warmup_ns=warmups, runtime=facts, flags=flags)
+    return dict(found, warmup_ns=warmups, runtime=facts, flags=flags + gate.flags, unmeasured=gate.unmeasured)
+
+
+def _check_bound(backend: Any, call: Any, inputs: list[Any]) -> None:
+    """What is timed must compute what is evaluated."""
+    import numpy as np
+
+    call()
+    timed = [np.array(output) for output in call.outputs()]
+    for position, (ours, theirs) in enumerate(zip(timed, backend.invoke(inputs))):
+        theirs = np.asarray(theirs)
+        exact = ours.dtype.kind not in "fc"
+        same = np.array_equal(ours, theirs) if exact else np.allclose(ours, theirs, 1e-3, 1e-5, equal_nan=True)
+        if not same:
+            raise RuntimeError(f"output {position} of the call that is timed is not what the runtime gives otherwise")
 
 
 def measure_memory(job: Job, backend: Any) -> dict[str, Any]:
@@ -67,16 +92,17 @@ def measure_memory(job: Job, backend: Any) -> dict[str, Any]:
     unmeasured = {}
     flags = []
     backend.import_runtime()
-    baseline = memory.resident()["rss"]
+    baseline, baseline_pss = memory.resident()["rss"], memory.proportional()
     if not memory.reset_peak():
         flags.append("peak memory includes the import of the runtime (clear_refs is not writable)")
-    backend.load(job.model, job.plan.threads, job.plan.delegate)
+    _load(job, backend)
     loaded = memory.resident()["rss"]
     inputs = _Inputs(job, backend).at(0)
     for _ in range(_MEMORY_RUNS):
         backend.invoke(inputs)
     found = {
         "baseline_rss_bytes": baseline,
+        "baseline_pss_bytes": baseline_pss,
         "loaded_rss_bytes": loaded,
         "peak_rss_bytes": memory.resident()["peak"],
         "pss_bytes": memory.proportional(),
@@ -87,8 +113,40 @@ def measure_memory(job: Job, backend: Any) -> dict[str, Any]:
     return {"memory": found, "unmeasured": unmeasured, "flags": flags}
 
 
+def profile(job: Job, backend: Any) -> dict[str, Any]:
+    """Time by operator, from the runtime's own profiler; the longest first."""
+    backend.import_runtime()
+    _load(job, backend)
+    prepared = _Inputs(job, backend).prepared()
+    try:
+        if not hasattr(backend, "profile"):
+            raise NoProfile(f"{backend.describe()['name']} gives its Python interface no profiler")
+        arguments = (job.model, job.plan.threads, job.plan.delegate, prepared, _PROFILE_RUNS)
+        operators = backend.profile(*arguments, job.path("profile-"))
+    except NoProfile as why:
+        return {"operators": None, "unmeasured": {"operators": str(why)}}
+    operators.sort(key=lambda o: -o["total_ns"])
+    return {"operators": operators[:_MAX_OPERATORS], "unmeasured": {}}
+
+
+def busy(job: Job, backend: Any) -> dict[str, Any]:
+    """Inferences without a pause, for the supervisor to read the power meanwhile: from when, to when, how many."""
+    backend.import_runtime()
+    _load(job, backend)
+    calls = [bound(backend, inputs) for inputs in _Inputs(job, backend).prepared()]
+    for call in calls[:10]:
+        call()
+    begun = time.monotonic_ns()
+    count = 0
+    while time.monotonic_ns() - begun < BUSY_SECONDS * 1e9:
+        calls[count % len(calls)]()
+        count += 1
+    return {"begun_ns": begun, "ended_ns": time.monotonic_ns(), "inferences": count}
+
+
 def accuracy(job: Job, backend: Any) -> dict[str, Any]:
     """The whole evaluation set through the model, into `outputs.npz`; continues after the last saved chunk."""
+    backend.import_runtime()
     _load(job, backend)
     inputs = _Inputs(job, backend)
     order = _order(job.outputs, backend.names()[1])
@@ -105,13 +163,23 @@ PHASES: dict[str, Callable[[Job, Any], dict[str, Any]]] = {
     "cold": cold,
     "warm": warm,
     "memory": measure_memory,
+    "profile": profile,
+    "energy": busy,
     "accuracy": accuracy,
 }
 
 
-def _load(job: Job, backend: Any) -> None:
-    backend.import_runtime()
-    backend.load(job.model, job.plan.threads, job.plan.delegate)
+def _load(job: Job, backend: Any) -> list[str]:
+    """Load the model by the plan. Returns flags: one where it may, and does, run without the delegate asked for."""
+    plan = job.plan
+    try:
+        backend.load(job.model, plan.threads, plan.delegate)
+    except DelegateMissing as why:
+        if not plan.allow_fallback:
+            raise
+        backend.load(job.model, plan.threads, "default")
+        return [f"fell back to the runtime's default: {why}"]
+    return []
 
 
 def _order(wanted: tuple[str, ...], names: Optional[list[str]]) -> list[int]:

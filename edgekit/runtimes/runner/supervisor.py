@@ -10,7 +10,9 @@ from typing import Any, Callable, Optional
 
 from . import SCHEMA_VERSION
 from .conditions import boot_id, conditions
+from .energy import IDLE_SECONDS, Meter, NoEnergy, account
 from .files import read_json, write_json
+from .gates import Gate
 from .job import Job, Plan, read_job
 
 _BEAT_SECONDS = 1.0
@@ -60,14 +62,16 @@ def supervise(directory: str, argv: list[str]) -> int:
     steps = _steps(job.plan)
     progress = Progress(job, len(steps), state["boot_id"])
     error: Optional[PhaseError] = None
+    gate = Gate(job.plan)
     for done, (name, phase) in enumerate(steps):
         progress.show(phase=name, done=done)
         try:
-            _run_step(job, name, phase, argv, deadline, progress.show)
+            run = _measure_energy if phase == "energy" else _run_step
+            run(_Step(job, name, phase, argv, deadline, gate, progress.show))
         except PhaseError as e:
             error = e
             break
-    write_json(job.path("result.json"), _result(job, state, steps, error))
+    write_json(job.path("result.json"), _result(job, state, steps, gate, error))
     progress.show(state="done", phase="", done=len(steps))
     return 0
 
@@ -85,28 +89,89 @@ def _steps(plan: Plan) -> list[tuple[str, str]]:
     steps = [(f"cold-{i}", "cold") for i in range(plan.cold_starts)] + [("warm", "warm")]
     if plan.memory:
         steps.append(("memory", "memory"))
+    if plan.profile:
+        steps.append(("profile", "profile"))
+    if plan.energy:
+        steps.append(("energy", "energy"))
     if plan.accuracy:
         steps.append(("accuracy", "accuracy"))
     return steps
 
 
-def _run_step(job: Job, name: str, phase: str, argv: list[str], deadline: float, beat: Callable[[], None]) -> None:
+class _Step:
+    """One step of a job and what it takes to run it."""
+
+    def __init__(
+        self,
+        job: Job,
+        name: str,
+        phase: str,
+        argv: list[str],
+        deadline: float,
+        gate: Gate,
+        beat: Callable[[], None],
+    ) -> None:
+        self.job = job
+        self.name = name
+        self.phase = phase
+        self.deadline = deadline
+        self.gate = gate
+        self.beat = beat
+        self.saved = job.path(f"phase-{name}.json")
+        self.part = job.path(f"part-{name}.json")
+        self.stderr = job.path(f"stderr-{name}.txt")
+        self.command = [*argv, "phase", job.directory, phase, self.part]
+
+
+def _run_step(step: _Step) -> None:
     """Run one step in a fresh child unless it is saved already; raises PhaseError."""
-    saved = job.path(f"phase-{name}.json")
-    if os.path.exists(saved):
+    if os.path.exists(step.saved):
         return
-    part = job.path(f"part-{name}.json")
-    stderr = job.path(f"stderr-{name}.txt")
-    command = [*argv, "phase", job.directory, phase, part]
-    returncode, elapsed = _child(command, stderr, job.plan.threads, deadline, beat)
-    if returncode != 0:
-        raise _failure(name, returncode, _tail(stderr))
-    found = read_json(part)
-    if found is None:
-        raise PhaseError("failed", f"{name}: the process ended well and wrote nothing")
-    if phase == "cold":
+    if step.phase == "cold":  # the warm phase waits before each of its blocks, itself
+        step.gate.wait(step.beat)
+    found, elapsed = _found_by(step)
+    if step.phase == "cold":
         found["process_ns"] = elapsed
-    write_json(saved, dict(found, phase_ns=elapsed))
+    write_json(step.saved, dict(found, phase_ns=elapsed))
+
+
+def _found_by(step: _Step) -> tuple[dict[str, Any], int]:
+    """What the step's child wrote, and its wall time in ns; raises PhaseError."""
+    returncode, elapsed = _child(step.command, step.stderr, step.job.plan.threads, step.deadline, step.beat)
+    if returncode != 0:
+        raise _failure(step.name, returncode, _tail(step.stderr))
+    found = read_json(step.part)
+    if found is None:
+        raise PhaseError("failed", f"{step.name}: the process ended well and wrote nothing")
+    return dict(found), elapsed
+
+
+def _measure_energy(step: _Step) -> None:
+    """The busy child between two idle stretches, the power read all the while; saved, or the reason why not."""
+    if os.path.exists(step.saved):
+        return
+    begun = time.perf_counter_ns()
+    try:
+        meter = Meter()
+        meter.start()
+        try:
+            _idle(step)
+            found, _ = _found_by(step)
+            _idle(step)
+        finally:
+            meter.stop()
+        energy = account(meter.readings, found["begun_ns"], found["ended_ns"], found["inferences"], meter.source)
+        saved: dict[str, Any] = {"energy": energy, "unmeasured": {}}
+    except NoEnergy as why:
+        saved = {"energy": None, "unmeasured": {"energy": str(why)}}
+    write_json(step.saved, dict(saved, phase_ns=time.perf_counter_ns() - begun))
+
+
+def _idle(step: _Step) -> None:
+    end = time.monotonic() + IDLE_SECONDS
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(_BEAT_SECONDS, left))
+        step.beat()
 
 
 def _child(
@@ -169,13 +234,14 @@ def _tail(path: str) -> str:
 
 
 def _result(
-    job: Job, state: dict[str, Any], steps: list[tuple[str, str]], error: Optional[PhaseError]
+    job: Job, state: dict[str, Any], steps: list[tuple[str, str]], gate: Gate, error: Optional[PhaseError]
 ) -> dict[str, Any]:
     """`result.json` from the saved phases; see the package docstring."""
     saved: dict[str, Any] = {name: read_json(job.path(f"phase-{name}.json")) for name, _ in steps}
     colds = [found for name, phase in steps if phase == "cold" and (found := saved[name])]
     warm = saved.get("warm") or {}
     memory = saved.get("memory") or {}
+    profile, energy = saved.get("profile") or {}, saved.get("energy") or {}
     accuracy = saved.get("accuracy") or {}
     keys = ("import_ns", "load_ns", "first_inference_ns", "process_ns")
     return {
@@ -188,15 +254,19 @@ def _result(
         "cold_starts": [{key: c[key] for key in keys} for c in colds],
         "warmup_ns": warm.get("warmup_ns", []),
         "latency_ns": warm.get("latency_ns", []),
+        "calls_per_sample": warm.get("calls_per_sample", 1),
         "sampled_every": warm.get("sampled_every", 1),
         "stopped_by": warm.get("stopped_by"),
+        "blocks": warm.get("blocks", []),
         "memory": memory.get("memory"),
+        "operators": profile.get("operators"),
+        "energy": energy.get("energy"),
         "before": state["before"],
         "after": conditions(),
         "evaluated": accuracy.get("evaluated"),
         "outputs": accuracy.get("outputs"),
-        "unmeasured": _unmeasured(job.plan, saved, error),
-        "flags": [flag for part in (warm, memory) for flag in part.get("flags", [])],
+        "unmeasured": {**gate.unmeasured, **_unmeasured(job.plan, saved, error)},
+        "flags": [*gate.flags, *(flag for part in (warm, memory) for flag in part.get("flags", []))],
         "phase_ns": _phase_times(steps, saved),
         "starts": state["starts"],
     }
@@ -205,7 +275,7 @@ def _result(
 def _unmeasured(plan: Plan, saved: dict[str, Any], error: Optional[PhaseError]) -> dict[str, str]:
     """Field to reason for everything that is None or empty in the result."""
     why = str(error).splitlines()[0] if error else ""
-    reasons = dict((saved.get("memory") or {}).get("unmeasured", {}))
+    reasons = {k: v for part in saved.values() if part for k, v in part.get("unmeasured", {}).items()}
     if plan.cold_starts == 0:
         reasons["cold_starts"] = "not asked for"
     elif sum(1 for name in saved if name.startswith("cold-") and saved[name]) < plan.cold_starts:
@@ -214,6 +284,10 @@ def _unmeasured(plan: Plan, saved: dict[str, Any], error: Optional[PhaseError]) 
         reasons["latency_ns"] = why
     if not saved.get("memory"):
         reasons["memory"] = why if plan.memory else "not asked for"
+    if not saved.get("profile"):
+        reasons["operators"] = why if plan.profile else "not asked for"
+    if not saved.get("energy"):
+        reasons["energy"] = why if plan.energy else "not asked for"
     if not saved.get("accuracy"):
         reasons["evaluated"] = why if plan.accuracy else "not asked for"
     return reasons

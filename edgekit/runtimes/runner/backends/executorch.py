@@ -10,10 +10,13 @@ import importlib
 import importlib.metadata
 from typing import Any, Optional
 
+from . import DelegateMissing
+
 _POOL = "_ZN10executorch9extension10threadpool"
 _GET = _POOL + "14get_threadpoolEv"
 _RESET = _POOL + "10ThreadPool24_unsafe_reset_threadpoolEj"
 _COUNT = "_ZNK10executorch9extension10threadpool10ThreadPool16get_thread_countEv"
+_AT_CONVERSION = "at its conversion this program was"
 
 
 class Backend:
@@ -36,9 +39,13 @@ class Backend:
         used = [name for name in self._engine.backends() if name.encode() in data]
         self._delegate = "XNNPACK" if "XnnpackBackend" in used else (used[0] if used else None)
         if delegate == "xnnpack" and self._delegate != "XNNPACK":
-            raise RuntimeError("the XNNPACK delegate was asked for; this program was not lowered to it at conversion")
+            raise DelegateMissing(
+                "the XNNPACK delegate was asked for; this program was not lowered to it at conversion"
+            )
         if delegate == "none" and self._delegate is not None:
-            raise RuntimeError(f"no delegate was asked for; this program was lowered to {self._delegate} at conversion")
+            raise DelegateMissing(
+                f"no delegate was asked for; this program was lowered to {self._delegate} at conversion"
+            )
         self._threads = self._engine.set_threads(threads)
         self._engine.load(path)
 
@@ -57,6 +64,7 @@ class Backend:
             "delegate": self._delegate,
             "delegate_nodes": None,
             "total_nodes": None,
+            "interface": "forward",
         }
 
 

@@ -4,6 +4,8 @@ import importlib
 import importlib.metadata
 from typing import Any, Optional
 
+from . import DelegateMissing
+
 
 class Backend:
     """A .tflite file in one interpreter."""
@@ -35,7 +37,11 @@ class Backend:
         self._outputs = [int(d["index"]) for d in self._interpreter.get_output_details()]
         nodes, _ = self._delegated()
         if delegate == "xnnpack" and not nodes:
-            raise RuntimeError("the XNNPACK delegate was asked for and took no node of this model")
+            raise DelegateMissing("the XNNPACK delegate was asked for and took no node of this model")
+
+    def bind(self, inputs: list[Any]) -> "_Call":
+        """`set_tensor`, `invoke`, `get_tensor`, with everything looked up beforehand."""
+        return _Call(self._interpreter, list(zip(self._inputs, inputs)), self._outputs)
 
     def invoke(self, inputs: list[Any]) -> list[Any]:
         interpreter = self._interpreter
@@ -59,6 +65,7 @@ class Backend:
             "delegate": "XNNPACK" if nodes else None,
             "delegate_nodes": nodes,
             "total_nodes": total,
+            "interface": "set_tensor, invoke, get_tensor",
         }
 
     def _delegated(self) -> tuple[int, int]:
@@ -82,3 +89,22 @@ class Backend:
                 taken.add(node)
                 waiting += [int(t) for t in nodes[node]["inputs"] if int(t) not in inputs]
         return len(taken), len(nodes)
+
+
+class _Call:
+    """One inference: inputs in by `set_tensor`, all outputs out by `get_tensor` (copies)."""
+
+    def __init__(self, interpreter: Any, inputs: list[tuple[int, Any]], outputs: list[int]) -> None:
+        self._set, self._invoke, self._get = interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor
+        self._inputs = inputs
+        self._output_indices = outputs
+
+    def __call__(self) -> object:
+        for index, value in self._inputs:
+            self._set(index, value)
+        self._invoke()
+        return [self._get(index) for index in self._output_indices]
+
+    def outputs(self) -> list[Any]:
+        """What the model gives for the inputs."""
+        return [self._get(index) for index in self._output_indices]
