@@ -55,11 +55,7 @@ def differences(a: Run, b: Run, info_a: DeviceInfo, info_b: DeviceInfo) -> tuple
             ("runtime version", a.runtime.version, b.runtime.version),
             ("threads", a.runtime.threads, b.runtime.threads),
             ("delegate", a.runtime.delegate, b.runtime.delegate),
-            (
-                "calls that are timed",
-                getattr(a.runtime, "interface", None),
-                getattr(b.runtime, "interface", None),
-            ),
+            ("calls that are timed", a.runtime.interface, b.runtime.interface),
         ]
     elif a.runtime and b.runtime:
         pairs.append(("runtime", a.runtime.name, b.runtime.name))
