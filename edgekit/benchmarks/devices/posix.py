@@ -60,7 +60,7 @@ _KEEP_SECONDS = 900.0
 _START_BYTES = 1 << 20
 """Room that is made where a job could not be started for want of it."""
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
-_SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi; }; '
+_SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi <"$1"; }; '
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class PosixDevice:
         final = self.stored(sha)
         self._put_at[sha] = time.monotonic()
         # touched, so that what makes room removes the files that were not asked for longest
-        here = f"f={quote(str(final))}; [ -f $f ] && {{ touch $f 2>/dev/null; wc -c < $f; }} || echo none"
+        here = f"f={quote(str(final))}; [ -f \"$f\" ] && {{ touch \"$f\" 2>/dev/null; wc -c < \"$f\"; }} || echo none"
         # The size catches a file emptied by a power cut after its rename; the hash was checked when it was put.
         if self._query(here, deadline).strip() == str(size):
             return final
