@@ -25,7 +25,6 @@ from support.fake_adbd import FakeAdbd
 from support.links import meanwhile, soon
 from support.proxy import Proxy
 
-from edgekit.benchmarks import waiting
 from edgekit.benchmarks.devices import posix, quarantine
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.lock import device_lock
@@ -87,7 +86,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdbServer]:
 
 @pytest.fixture
 def bench(server: AdbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(waiting, "_SILENCE_SECONDS", 1.0)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # its python3 has numpy
     with FakeAdbd(environment={**os.environ, "PATH": path}) as fake:
         host, _, port = fake.serial.rpartition(":")
