@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from edgekit.benchmarks.values import Plan, Run, RunStatus
+from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
 from edgekit.errors import MeasurementError
 
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact
+    from edgekit.benchmarks.devices.base import Device
     from edgekit.benchmarks.inputs import InputSet
     from edgekit.benchmarks.journal import Store
 
-__all__ = ["Pair", "Timed", "measure_pair"]
+__all__ = ["Pair", "Round", "Timed", "measure_pair", "take_turns"]
 
 _PLAN = Plan(
     cold_starts=0,
@@ -27,6 +30,16 @@ _PLAN = Plan(
     memory=True,
     accuracy=False,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One block of each of two artifacts, one after the other."""
+
+    first: Run
+    second: Run
+    turned: bool
+    """Whether the second was measured before the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,24 +88,54 @@ def measure_pair(
     """
     from edgekit.benchmarks.devices.base import Deadline
     from edgekit.benchmarks.devices.registry import device_lock, open_device
-    from edgekit.benchmarks.harness import measure
 
-    runs: tuple[list[Run], list[Run]] = ([], [])
+    runs: list[Round] = []
     with open_device(device) as place:
         info = place.probe(Deadline.after(60))
         with device_lock(info, Deadline.after(60)):
-            for turn in range(rounds):
-                for (artifact, inputs), done in zip((before, after), runs, strict=True):
-                    if on_progress is not None:
-                        on_progress(f"{artifact.passport.name} on {info.spec}, turn {turn + 1} of {rounds}")
-                    run = measure(place, info, artifact, inputs, plan, store=store, work_dir=work_dir, fresh=True)
+            turns = take_turns(
+                place, info, (before, after), plan, store=store, work_dir=work_dir, seed=0, on_block=on_progress
+            )
+            for turn in itertools.islice(turns, rounds):
+                for (artifact, _), run in zip((before, after), (turn.first, turn.second), strict=True):
                     if run.status is not RunStatus.OK or not run.latency_ns:
                         raise MeasurementError(
                             f"{artifact.passport.name}: {run.status}: {run.error or 'no samples'}", device=info.spec
                         )
-                    done.append(run)
-    first, second = (_timed(done) for done in runs)
+                runs.append(turn)
+    first, second = _timed([turn.first for turn in runs]), _timed([turn.second for turn in runs])
     return Pair(before=first, after=second, device=info.spec, emulated=info.emulated)
+
+
+def take_turns(
+    place: Device,
+    info: DeviceInfo,
+    pair: tuple[tuple[Artifact, InputSet], tuple[Artifact, InputSet]],
+    plan: Plan,
+    *,
+    store: Store,
+    work_dir: Path,
+    seed: int,
+    on_block: Callable[[str], None] | None = None,
+) -> Iterator[Round]:
+    """Rounds without end, each measured when it is asked for; every run is stored, whatever its status.
+
+    Which of the two is first is drawn (`seed`) for each odd round and turned about in the next: A B, B A. The caller
+    holds the device's lock. Raises what `measure` raises.
+    """
+    from edgekit.benchmarks.harness import measure
+
+    draw = random.Random(seed)  # noqa: S311  an order, no secret
+    turned = False
+    for number in itertools.count(1):
+        turned = bool(draw.getrandbits(1)) if number % 2 else not turned
+        runs: dict[int, Run] = {}
+        for which in (1, 0) if turned else (0, 1):
+            artifact, inputs = pair[which]
+            if on_block is not None:
+                on_block(f"{artifact.passport.name} on {info.spec}, turn {number}")
+            runs[which] = measure(place, info, artifact, inputs, plan, store=store, work_dir=work_dir, fresh=True)
+        yield Round(first=runs[0], second=runs[1], turned=turned)
 
 
 def _timed(runs: list[Run]) -> Timed:
