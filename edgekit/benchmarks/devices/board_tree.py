@@ -8,27 +8,33 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgekit.benchmarks.devices.adb_client import file_lock
 from edgekit.benchmarks.devices.base import Deadline
+from edgekit.benchmarks.devices.board_arch import ARCHES
 from edgekit.benchmarks.devices.cell import remove_tree, start_cell
 from edgekit.errors import DeviceTimeout, DeviceUnusable
 from edgekit.schema import digest
 
-__all__ = ["KEYRING", "board_tree", "debian_mirror", "recipe_id"]
+__all__ = ["BOARD_UID", "BOARD_USER", "KEYRING", "board_tree", "debian_mirror", "recipe_id"]
 
 log = logging.getLogger(__name__)
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SUITE = "trixie"  # the first release with adbd
-_LAYOUT = 2
+_LAYOUT = 3
 """Raised when what `_furnish` does changes."""
 _PACKAGES = (
     "base-files", "base-passwd", "dash", "bash", "coreutils", "grep", "sed", "util-linux", "libc-bin", "procps",
     "login", "tar", "gzip", "adbd", "python3", "python3-minimal", "toybox", "libgomp1",
+    "openssh-server",
 )  # fmt: skip
+BOARD_USER = "edgekit"
+"""Who logs in over ssh; sshd runs as this user, too, so it needs none of root's powers on the board."""
+BOARD_UID = 1000
 _SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d")
 _DEBIAN_SUITE = re.compile(r"(stable|testing|unstable|sid|[a-z]+)(-updates)?")
 
@@ -38,10 +44,11 @@ def recipe_id(arch: str) -> str:
     return f"{arch}-{digest([arch, _SUITE, _LAYOUT, *_PACKAGES])[:12]}"
 
 
-def board_tree(arch: str, boards: Path, deadline: Deadline) -> Path:
+def board_tree(arch: str, boards: Path, deadline: Deadline, on_step: Callable[[str], None] | None = None) -> Path:
     """The finished tree for `arch` below `boards`, built when it is not there (about 10 s).
 
     Two processes build it once: the second waits. A build that was killed leaves a `.build-` folder, removed here.
+    `on_step` is told what is being done.
     """
     name = recipe_id(arch)
     tree = boards / name
@@ -55,15 +62,17 @@ def board_tree(arch: str, boards: Path, deadline: Deadline) -> Path:
         if not tree.is_dir():
             work = Path(tempfile.mkdtemp(prefix=f".build-{arch}-", dir=boards))
             try:
-                _bootstrap(arch, work / "tree", work / "log", deadline)
-                _furnish(work / "tree", name)
+                _bootstrap(arch, work / "tree", work / "log", deadline, on_step)
+                _furnish(work / "tree", name, ARCHES[arch].emulation)
                 os.rename(work / "tree", tree)
             finally:
                 remove_tree(work)
     return tree
 
 
-def _bootstrap(arch: str, tree: Path, log_file: Path, deadline: Deadline) -> None:
+def _bootstrap(
+    arch: str, tree: Path, log_file: Path, deadline: Deadline, on_step: Callable[[str], None] | None
+) -> None:
     """mmdebstrap, in a cell: it ends with this process, and what it mounts is not the host's."""
     argv = [
         "mmdebstrap", "--mode=root", "--variant=extract", f"--arch={arch}", f"--include={','.join(_PACKAGES)}",
@@ -80,6 +89,8 @@ def _bootstrap(arch: str, tree: Path, log_file: Path, deadline: Deadline) -> Non
                 raise DeviceTimeout(
                     "the board was not built in time", device=f"board:{arch}", hint="is the mirror slow?"
                 )
+            if on_step is not None:
+                on_step(_last_step(log_file))
             time.sleep(0.05)
     finally:
         cell.end()
@@ -92,8 +103,14 @@ def _bootstrap(arch: str, tree: Path, log_file: Path, deadline: Deadline) -> Non
         )
 
 
-def _furnish(tree: Path, name: str) -> None:
-    """What configuring the packages would have done, as far as adbd, a shell and Python need it."""
+def _last_step(log_file: Path) -> str:
+    """The last that mmdebstrap said it does."""
+    lines = re.findall(r"^I: (.{1,80})", log_file.read_text("utf-8", "replace"), re.MULTILINE)
+    return lines[-1] if lines else "starting mmdebstrap"
+
+
+def _furnish(tree: Path, name: str, emulation: str) -> None:
+    """What configuring the packages would have done, as far as adbd, sshd, a shell and Python need it."""
     for link in ("bin", "sbin", "lib", "lib64"):
         if not (tree / link).exists() and (tree / "usr" / link).is_dir():
             (tree / link).symlink_to(f"usr/{link}")
@@ -102,13 +119,20 @@ def _furnish(tree: Path, name: str) -> None:
         shell.symlink_to("dash")
     for kind in ("passwd", "group"):
         shutil.copyfile(tree / "usr/share/base-passwd" / f"{kind}.master", tree / "etc" / kind)
+    with (tree / "etc/passwd").open("a") as users:
+        users.write(f"sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\n{BOARD_USER}:x:{BOARD_UID}:{BOARD_UID}::")
+        users.write(f"/home/{BOARD_USER}:/bin/bash\n")
+    with (tree / "etc/group").open("a") as groups:
+        groups.write(f"{BOARD_USER}:x:{BOARD_UID}:\n")
+    (tree / "etc/edgekit-board").write_text(emulation + "\n")
     (tree / "etc/hostname").write_text("edgekit-board\n")
     (tree / "etc/machine-id").write_text(digest(name)[:32] + "\n")
     (tree / "etc/resolv.conf").unlink(missing_ok=True)
     # mmdebstrap left device nodes here; a board mounts its own over an empty folder.
     remove_tree(tree / "dev")
-    for folder in ("proc", "sys", "dev", "tmp", "run", "root", "data/local/tmp/edgekit"):
+    for folder in ("proc", "sys", "dev", "tmp", "run", "root", "data/local/tmp/edgekit", f"home/{BOARD_USER}"):
         (tree / folder).mkdir(parents=True, exist_ok=True)
+    os.chown(tree / "home" / BOARD_USER, BOARD_UID, BOARD_UID)
 
 
 def debian_mirror() -> str | None:
