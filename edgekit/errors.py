@@ -1,7 +1,8 @@
 """The one family of errors a user of edgekit can see.
 
 Every public failure is an `EdgekitError`. It carries a stable `code`, whose fault it is (`blame`), whether
-doing the same thing again could help (`transient`), and a `hint` that names the next thing to try. The
+doing the same thing again could help (`retryable`), and a `hint` that names the next thing to try; where the
+place that raises knows none, it is its class's own (`usual_hint`). The
 command line turns `blame` into the exit status (`exit_status`), so a script can tell a typing mistake from
 an unplugged cable. Anything else that reaches a user is a bug in edgekit.
 """
@@ -23,8 +24,10 @@ __all__ = [
     "DeviceDiskFull",
     "DeviceError",
     "DeviceFileMissing",
+    "DeviceFlapping",
     "DeviceLost",
     "DeviceNoPython",
+    "DeviceRebooted",
     "DeviceTimeout",
     "DeviceTooHot",
     "DeviceUnauthorized",
@@ -34,12 +37,14 @@ __all__ = [
     "HostError",
     "HostKeyChanged",
     "HostKeyUnknown",
+    "HungCommand",
     "IntegrityError",
     "Interrupted",
     "InvalidResultError",
     "MeasurementError",
     "MissingDependencyError",
     "ModelCrashError",
+    "OutOfMemory",
     "OutputLimitError",
     "Problem",
     "RecipeError",
@@ -84,12 +89,14 @@ class EdgekitError(Exception):
 
     code: ClassVar[str] = "EDGEKIT"
     blame: ClassVar[Blame] = Blame.BUG
-    transient: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False
+
+    usual_hint: ClassVar[str] = "run the same command with `--debug` and report what it prints"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class UserError(EdgekitError):
@@ -97,18 +104,21 @@ class UserError(EdgekitError):
 
     code = "USER"
     blame = Blame.USER
+    usual_hint = "`edgekit COMMAND --help` shows what can be asked for"
 
 
 class RecipeError(UserError):
     """The recipe file is not one edgekit can run."""
 
     code = "RECIPE"
+    usual_hint = "correct the recipe, then `edgekit run RECIPE`; `edgekit init` writes one that works"
 
 
 class WorkloadError(UserError):
     """The user's workload cannot be found, loaded, or does not give what a workload gives."""
 
     code = "WORKLOAD"
+    usual_hint = "correct the workload, then `edgekit check WORKLOAD`"
 
 
 class ArtifactError(EdgekitError):
@@ -116,6 +126,7 @@ class ArtifactError(EdgekitError):
 
     code = "ARTIFACT"
     blame = Blame.MODEL
+    usual_hint = "`edgekit inspect FILE` shows what it is; `edgekit convert` makes it again"
 
 
 class MissingDependencyError(UserError):
@@ -163,6 +174,7 @@ class UnsupportedError(EdgekitError):
 
     code = "UNSUPPORTED"
     blame = Blame.MODEL
+    usual_hint = "`edgekit converters` lists what each backend can do"
 
     def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(problems)
@@ -174,6 +186,7 @@ class ExportError(EdgekitError):
 
     code = "EXPORT"
     blame = Blame.MODEL
+    usual_hint = "`edgekit check WORKLOAD` names every line that torch.export refuses"
 
     def __init__(self, message: str, *, source: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -185,6 +198,9 @@ class ConversionError(EdgekitError):
 
     code = "CONVERSION"
     blame = Blame.MODEL
+    usual_hint = (
+        "`edgekit why ARTIFACT WORKLOAD` looks layer by layer; `edgekit check WORKLOAD` names ops that stand in the way"
+    )
 
     def __init__(
         self,
@@ -208,12 +224,14 @@ class HostError(EdgekitError):
 
     code = "HOST"
     blame = Blame.HOST
+    usual_hint = "`edgekit doctor` looks through this host"
 
 
 class StoreError(HostError):
     """The results database cannot be read or written."""
 
     code = "STORE"
+    usual_hint = "`edgekit doctor`; then check the disk and the rights of the workspace's folder"
 
 
 class DeviceError(EdgekitError):
@@ -221,6 +239,7 @@ class DeviceError(EdgekitError):
 
     code = "DEVICE"
     blame = Blame.DEVICE
+    usual_hint = "`edgekit devices` shows the state of every device"
 
     def __init__(self, message: str, *, device: str, hint: str | None = None) -> None:
         super().__init__(f"{device}: {message}", hint=hint)
@@ -231,12 +250,14 @@ class DeviceUnusable(DeviceError):
     """The device is there but cannot be measured on; the message says why."""
 
     code = "DEVICE_UNUSABLE"
+    usual_hint = "`edgekit devices` says why and what to do"
 
 
 class DeviceUnauthorized(DeviceUnusable):
     """The device does not let this computer in yet: adb's dialog was not accepted, or no ssh key."""
 
     code = "DEVICE_UNAUTHORIZED"
+    usual_hint = "unlock the device and accept the question, or put an ssh key there; then `edgekit devices`"
 
 
 class DeviceNoPython(DeviceUnusable):
@@ -249,44 +270,52 @@ class HostKeyUnknown(DeviceUnusable):
     """An ssh host whose key nobody has confirmed; the message has its fingerprint."""
 
     code = "HOST_KEY_UNKNOWN"
+    usual_hint = "compare the fingerprint, then `edgekit devices ssh:HOST --accept-host-key FINGERPRINT`"
 
 
 class HostKeyChanged(DeviceUnusable):
     """An ssh host that shows another key than the known one; never gone on with."""
 
     code = "HOST_KEY_CHANGED"
+    usual_hint = (
+        "find out why; if it is right, `ssh-keygen -R HOST`, then `edgekit devices ssh:HOST "
+        "--accept-host-key FINGERPRINT`"
+    )
 
 
 class DeviceBusy(DeviceError):
     """Another process is measuring on this device."""
 
     code = "DEVICE_BUSY"
+    usual_hint = "wait for the other measurement to end, or end it; then run the same command again"
 
 
 class DeviceDiskFull(DeviceError):
     """No space left on the device."""
 
     code = "DEVICE_DISK_FULL"
+    usual_hint = "free some space there (`edgekit devices` names the folder), then run the same command again"
 
 
 class DeviceBatteryLow(DeviceError):
     """The battery is below the floor for measuring; it will charge."""
 
     code = "DEVICE_BATTERY_LOW"
-    transient = True
+    retryable = True
 
 
 class DeviceTooHot(DeviceError):
     """The device is hotter than it may be, or slows itself down for heat; it will cool."""
 
     code = "DEVICE_TOO_HOT"
-    transient = True
+    retryable = True
 
 
 class DeviceFileMissing(DeviceError):
     """The file asked for is not on the device (or is not a regular file)."""
 
     code = "DEVICE_FILE_MISSING"
+    usual_hint = "run the same command again: what is missing is sent again"
 
 
 class DeviceLost(DeviceError):
@@ -294,7 +323,11 @@ class DeviceLost(DeviceError):
 
     code = "DEVICE_LOST"
     blame = Blame.LINK
-    transient = True
+    retryable = True
+    usual_hint = (
+        "check the cable or the network; `edgekit devices` shows whether the device is back; then run "
+        "the same command again"
+    )
 
 
 class DeviceTimeout(DeviceError):
@@ -302,13 +335,43 @@ class DeviceTimeout(DeviceError):
 
     code = "DEVICE_TIMEOUT"
     blame = Blame.LINK
-    transient = True
+    retryable = True
+    usual_hint = "`edgekit devices` shows whether the device answers; then run the same command again"
+
+
+class HungCommand(DeviceTimeout):
+    """A command outlived its deadline while the device answered; it and what it started were killed there."""
+
+    code = "HUNG_COMMAND"
+    blame = Blame.DEVICE
+    retryable = False
+    usual_hint = "`edgekit devices` shows whether the device is well; if it goes on, restart the device"
+
+
+class DeviceRebooted(DeviceError):
+    """The device was restarted while a job ran on it (its boot id changed); that attempt is void."""
+
+    code = "DEVICE_REBOOTED"
+    retryable = True
+    usual_hint = "run the same command again for a new attempt; if it restarts again, look at its power supply and heat"
+
+
+class DeviceFlapping(DeviceError):
+    """The link broke and came back again and again: nothing is measured on the device for a while."""
+
+    code = "DEVICE_FLAPPING"
+    blame = Blame.LINK
+    usual_hint = (
+        "power-cycle its USB port or hub (`uhubctl -a cycle -l HUB -p PORT`), try another cable or port, "
+        "then `edgekit devices`"
+    )
 
 
 class CommandError(DeviceError):
     """A command on the device ended with a non-zero status."""
 
     code = "COMMAND"
+    usual_hint = "`edgekit devices` shows whether the device is well; run with `--debug` for the whole command"
 
     def __init__(
         self, *, device: str, argv: Sequence[str], returncode: int, stdout: str, stderr: str, hint: str | None = None
@@ -326,24 +389,28 @@ class OutputLimitError(DeviceError):
     """A device sent more than it may."""
 
     code = "OUTPUT_LIMIT"
+    usual_hint = "`edgekit devices` shows which device it is; do not trust it before you know why"
 
 
 class IntegrityError(DeviceError):
     """What arrived is not what was sent (sha256 differs)."""
 
     code = "INTEGRITY"
+    usual_hint = "run the same command again; if it happens again, the device's storage or the cable is faulty"
 
 
 class MeasurementError(DeviceError):
     """A measurement could not be made or cannot be trusted."""
 
     code = "MEASUREMENT"
+    usual_hint = "run the same command again; `--debug` shows each step"
 
 
 class InvalidResultError(MeasurementError):
     """What a device sent back as a result breaks the wire format; `field` names the place."""
 
     code = "INVALID_RESULT"
+    usual_hint = "run with `--fresh`; if it happens again, do not trust the device"
 
     def __init__(self, message: str, *, device: str, field: str) -> None:
         super().__init__(f"result field '{field}': {message}", device=device)
@@ -355,10 +422,22 @@ class ModelCrashError(MeasurementError):
 
     code = "MODEL_CRASH"
     blame = Blame.MODEL
+    usual_hint = (
+        "`edgekit inspect ARTIFACT` shows its ops; convert it for another runtime or scheme with `edgekit convert`"
+    )
 
     def __init__(self, message: str, *, device: str, signal: int | None = None, hint: str | None = None) -> None:
         super().__init__(message, device=device, hint=hint)
         self.signal = signal
+
+
+class OutOfMemory(ModelCrashError):
+    """The model did not fit into the device's memory: the system ended its process, or an allocation failed."""
+
+    code = "OUT_OF_MEMORY"
+    usual_hint = (
+        "end what else runs there, or make the model smaller: a quantized scheme (`edgekit convert`) or a smaller batch"
+    )
 
 
 class Interrupted(EdgekitError):
@@ -366,3 +445,4 @@ class Interrupted(EdgekitError):
 
     code = "INTERRUPTED"
     blame = Blame.USER
+    usual_hint = "run the same command again to go on"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from support.sshd import Sshd, sshd_unavailable_reason
+from support.sshd import Sshd, need_sshd
 from xdist.scheduler import LoadScopeScheduling
 
+from edgekit.benchmarks.devices import quarantine
 from edgekit.benchmarks.devices.board import BoardDevice, board_unavailable_reason
 from edgekit.benchmarks.devices.local import LocalDevice
 from edgekit.benchmarks.devices.posix import PosixDevice
@@ -21,7 +23,7 @@ DEVICE_FILES = (
     *("tests/integration/test_sensing", "tests/integration/test_tuning", "tests/integration/test_examples"),
     *("tests/integration/test_why", "tests/unit/test_proof"),
     *("tests/unit/test_board_tree", "tests/unit/test_devices", "tests/unit/test_harness", "tests/unit/test_provision"),
-    *("tests/unit/test_runner",),
+    *("tests/unit/test_runner", "tests/unit/test_hostile_names"),
 )
 """What uses this host or the board as a device: a device serves one job at a time, so all of it runs in one worker."""
 
@@ -44,6 +46,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
     return GroupScheduling(config, log)
 
 
+@pytest.fixture(autouse=True)
+def no_strikes(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, request: Any) -> None:
+    """Links that one test breaks do not make a later test's device rest."""
+    name = f"strikes-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}"
+
+    def folder() -> Path:
+        path = tmp_path_factory.getbasetemp() / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    monkeypatch.setattr(quarantine, "_folder", folder)
+
+
 @pytest.fixture
 def local_device(tmp_path: Path) -> Iterator[LocalDevice]:
     """`local`, its files below the test's own folder."""
@@ -54,11 +69,7 @@ def local_device(tmp_path: Path) -> Iterator[LocalDevice]:
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """A real sshd of this session's own. Absent is a skip, or a failure in CI."""
-    reason = sshd_unavailable_reason()
-    if reason:
-        if os.environ.get("EDGEKIT_REQUIRE_SSHD") == "1":
-            pytest.fail(f"EDGEKIT_REQUIRE_SSHD=1, and no sshd: {reason}")
-        pytest.skip(f"no sshd: {reason}")
+    need_sshd()
     with Sshd(tmp_path_factory.mktemp("sshd")) as server:
         yield server
 

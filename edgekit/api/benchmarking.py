@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.api.files import open_artifact
 from edgekit.artifact import Artifact
+from edgekit.benchmarks.failures import failure_of
 from edgekit.benchmarks.values import DeviceInfo, Plan, Run
-from edgekit.errors import EdgekitError, ModelCrashError
+from edgekit.errors import EdgekitError
 from edgekit.report.model import LatencySummary
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class BenchmarkResult:
 
     def as_error(self) -> EdgekitError:
         """The failure of a run that did not end well."""
-        shown = f"{self.artifact.passport.name}: {self.run.status}: {self.run.error or 'no reason given'}"
-        return ModelCrashError(shown, device=self.device.spec)
+        error = failure_of(self.run, device=self.device.spec, what=self.artifact.passport.name)
+        return error or EdgekitError(f"{self.artifact.passport.name}: a run that ended well has no failure")
 
 
 def benchmark(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,12 +26,14 @@ from edgekit.artifact import Artifact
 from edgekit.benchmarks.affinity import with_cores_of
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Needed, Watched
 from edgekit.benchmarks.devices.inventory import require_runtime, with_floors_of
+from edgekit.benchmarks.devices.quarantine import quarantined
+from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
 from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, parse_result, read_result
 from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
 from edgekit.benchmarks.waiting import Died, Progress, Start, Watcher, launch, read_progress, wait_until_done
-from edgekit.errors import DeviceError, HostError, Interrupted, InvalidResultError
+from edgekit.errors import DeviceError, DeviceRebooted, HostError, Interrupted, InvalidResultError
 from edgekit.runtimes.catalog import RuntimeSpec, runtime_for
 from edgekit.runtimes.compatibility import require_new_enough
 from edgekit.runtimes.pack import pack_runner
@@ -69,9 +72,10 @@ def measure(
 
     `work_dir` takes input files and the packed runner (shared between calls). `on_progress` is told the phase
     and the share of phases that are done. `runtime` is the format's own unless given.
-    Raises DeviceError and its kin for the device and the link, InvalidResultError for a result that breaks the
-    format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs that
-    do not fit, Interrupted on Ctrl-C (the job goes on).
+    Raises DeviceError and its kin for the device and the link (DeviceRebooted where a restart voided the attempt,
+    DeviceFlapping for a link that broke three times within half a minute), InvalidResultError for a result that breaks
+    the format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs
+    that do not fit, Interrupted on Ctrl-C (the job goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
     require_runtime(info.spec, runtime.name)
@@ -99,7 +103,8 @@ def measure(
         on_progress=on_progress or (lambda _phase, _part: None),
     )
     try:
-        return job.measure()
+        with quarantined(info):
+            return job.measure()
     except KeyboardInterrupt as e:
         raise Interrupted(
             f"interrupted while measuring {artifact.passport.name} on {info.spec}; the job may go on there",
@@ -143,7 +148,7 @@ class _Job:
     def measure(self) -> Run:
         attempt = self.store.pending(self.key)
         if attempt is not None and self._was_restarted(attempt):
-            self._record(attempt, RunStatus.LOST, "the device was restarted while the job ran")
+            self._record(attempt, RunStatus.LOST, REBOOTED)
             attempt = None
         resumed = attempt is not None
         if attempt is None:
@@ -166,7 +171,10 @@ class _Job:
         start = Start(job.job, list(job.argv), dict(job.env))
         ended = self._timed("run", lambda: wait_until_done(self.device, start, deadline, watched, watcher))
         if isinstance(ended, Died):
-            return self._finish(attempt, self._record(attempt, ended.status, ended.error))
+            run = self._finish(attempt, self._record(attempt, ended.status, ended.error))
+            if ended.error == REBOOTED:
+                raise DeviceRebooted(f"{REBOOTED}; attempt {attempt} is void", device=self.info.spec)
+            return run
         return self._finish(attempt, self._collect(attempt, ended, is_whole=is_ours))
 
     def _name(self, attempt: int) -> str:
@@ -255,7 +263,10 @@ class _Job:
         flags = list(result.flags)
         if result.starts > 1:
             flags.append(f"the runner was started {result.starts} times")
-        return self._record(attempt, RunStatus(result.status), result.error, result.values() | {"flags": tuple(flags)})
+        error = result.error
+        if result.signal == signal.SIGKILL and (said := killed_for_memory(self.device)) is not None:
+            error = f"{error}\nthe device's log: {said}"
+        return self._record(attempt, RunStatus(result.status), error, result.values() | {"flags": tuple(flags)})
 
     def _result(self, name: str, text: bytes | None) -> RunnerResult:
         """The checked result: `text`, or what lies on the device where it was too large to come along."""

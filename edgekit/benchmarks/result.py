@@ -29,7 +29,7 @@ from edgekit.schema import Record, parse_json
 
 __all__ = ["MAX_RESULT_BYTES", "RunnerResult", "parse_result", "read_result"]
 
-MAX_RESULT_BYTES = 16 * 1024 * 1024
+MAX_RESULT_BYTES = 8 * 1024 * 1024
 
 _NS_LIMIT = 10**9 * 86_400 * 30
 """A month: nothing here takes longer."""

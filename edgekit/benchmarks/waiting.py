@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Watched
+from edgekit.benchmarks.devices.script import number
+from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.values import RunStatus
 from edgekit.schema import Record, parse_json
 
@@ -27,7 +29,7 @@ _MAX_PROGRESS_BYTES = 64 * 1024
 class Progress(Record):
     """`progress.json` of a runner; see `edgekit.runtimes.runner`."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
     job: Annotated[str, Field(max_length=200)]
     boot_id: Annotated[str, Field(max_length=200)] | None = None
@@ -122,6 +124,8 @@ def _attend(device: Device, start: Start) -> Died | None:
     progress = read_progress(device, start.name, Deadline.after(_COMMAND_SECONDS))
     if progress is not None and progress.state == "done":  # it ended between the look and the question
         return None
+    if _was_restarted(device, start):
+        return Died(status=RunStatus.LOST, error=REBOOTED)
     for name in start.names():
         ended = _how_it_ended(device, name)
         if ended is not None:
@@ -130,18 +134,30 @@ def _attend(device: Device, start: Start) -> Died | None:
         if device.start(name, start.argv, Deadline.after(_COMMAND_SECONDS), env=start.env):
             log.warning("%s: the runner of job %s had died and was started again", device.spec, start.name)
             return None
-    return Died(status=RunStatus.LOST, error=f"the runner was killed on the device {_RESTARTS + 1} times")
+    error = f"the runner was killed on the device {_RESTARTS + 1} times"
+    said = killed_for_memory(device)
+    return Died(status=RunStatus.LOST, error=f"{error}\nthe device's log: {said}" if said else error)
+
+
+def _was_restarted(device: Device, start: Start) -> bool:
+    """Whether the device booted since a runner of the job was started: by the kernel's boot id, then and now."""
+    records = [str(device.job_dir(name) / "started" / "process") for name in start.names()]
+    done = device.run(["cat", "/proc/sys/kernel/random/boot_id", *records], Deadline.after(_COMMAND_SECONDS))
+    lines = [line.split() for line in done.stdout.splitlines()]
+    if not lines or len(lines[0]) != 1:  # a system that tells no boot id
+        return False
+    return any(len(words) == 3 and words[2] != lines[0][0] for words in lines[1:])
 
 
 def _how_it_ended(device: Device, name: str) -> Died | None:
     """A runner that ended by itself without a result; None when it was killed (or was never there)."""
     folder = device.job_dir(name)
     done = device.run(["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
-    text = done.stdout.strip()
-    if done.returncode != 0 or not text.isdigit() or int(text) > 128 or int(text) == 0:
+    status = number(done.stdout.strip())
+    if done.returncode != 0 or status is None or not 0 < status <= 128:
         return None
     said = device.run(["tail", "-c", "4000", str(folder / "stderr")], Deadline.after(_COMMAND_SECONDS)).stdout.strip()
-    return Died(status=RunStatus.FAILED, error=f"the runner ended with {int(text)}" + (f"\n{said}" if said else ""))
+    return Died(status=RunStatus.FAILED, error=f"the runner ended with {status}" + (f"\n{said}" if said else ""))
 
 
 def _give_up(device: Device, start: Start) -> Died:

@@ -140,9 +140,11 @@ def fail(error: EdgekitError, *, as_json: bool) -> int:
     """Show `error` and return its exit status."""
     if as_json:
         print(json.dumps({"error": _as_record(error)}))
-    print(f"edgekit: {error.message}", file=sys.stderr)
+    from edgekit.report.visible import visible
+
+    print(f"edgekit: {visible(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"  try: {error.hint}", file=sys.stderr)
+        print(f"  try: {visible(error.hint)}", file=sys.stderr)
     return exit_status(error)
 
 
@@ -151,18 +153,25 @@ def _as_record(error: EdgekitError) -> dict[str, Any]:
     return {
         "code": error.code,
         "blame": blame.value,
-        "transient": error.transient,
+        "retryable": error.retryable,
         "message": error.message,
         "hint": error.hint,
     }
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Shows terminal escapes in what a device said, instead of obeying them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from edgekit.report.visible import visible
+
+        return visible(super().format(record))
+
+
 def _configure_logging(is_debug: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("edgekit").setLevel(logging.DEBUG if is_debug else logging.WARNING)
     if not is_debug:
         os.environ.setdefault("TORCH_LOGS", "-all")  # what matters of torch's log is in our own messages

@@ -10,6 +10,7 @@ import typer
 
 from edgekit.cli.app import app, fail
 from edgekit.cli.devices import AcceptHostKey, accept
+from edgekit.cli.shown import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,7 +97,7 @@ def benchmark(
             workload=workload,
             workspace=workspace,
             fresh=fresh,
-            on_progress=lambda text: status.update(text),
+            on_progress=lambda text: status.update(shown(text)),
         )
     if as_json:
         print(json.dumps([result.run.model_dump(mode="json") for result in results]))
@@ -106,9 +107,8 @@ def benchmark(
             for part in _details(result):
                 Console().print(part)
     bad = [result for result in results if result.run.status != "ok"]
-    for result in bad:
-        fail(result.as_error(), as_json=False)
-    return 6 if bad else 0
+    statuses = [fail(result.as_error(), as_json=False) for result in bad]
+    return statuses[0] if statuses else 0
 
 
 def _table(results: tuple[BenchmarkResult, ...]) -> Table:
@@ -123,7 +123,7 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
     for result in results:
         latency, run = result.latency, result.run
         memory = run.memory.peak_rss_bytes if run.memory else None
-        table.add_row(
+        cells = (
             result.artifact.passport.name,
             result.device.spec + (" (emulated)" if result.device.emulated else ""),
             quantities.time(latency.p50_ns) if latency else "-",
@@ -135,6 +135,7 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
             quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
             "; ".join(run.flags) or (run.error or ""),
         )
+        table.add_row(*map(shown, cells))
     return table
 
 

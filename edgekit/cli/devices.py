@@ -11,6 +11,7 @@ import typer
 
 from edgekit.cli.app import app
 from edgekit.errors import UserError
+from edgekit.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.text import Text as RichText
@@ -132,16 +133,16 @@ def _names(status: DeviceStatus, separator: str) -> RichText:
     """The name in the inventory, the spec, and `= spec` for each other way to the same device."""
     from rich.text import Text
 
-    names = Text(_shown(status.name), style="bold") if status.name else Text()
+    names = Text(visible(status.name), style="bold") if status.name else Text()
     for name in (status.spec, *(f"= {spec}" for spec in status.also)):
-        names.append((separator if names else "") + _shown(name))
+        names.append((separator if names else "") + visible(name))
     return names
 
 
 def _state(status: DeviceStatus) -> RichText:
     from rich.text import Text
 
-    return Text(_shown(status.state), style="green" if status.usable else "yellow")
+    return Text(visible(status.state), style="green" if status.usable else "yellow")
 
 
 def _told(status: DeviceStatus) -> RichText:
@@ -161,13 +162,8 @@ def _told(status: DeviceStatus) -> RichText:
     lines += [(" · ".join(part for part in about if part), "dim")] if any(about) else []
     text = Text()
     for line, style in lines:
-        text.append(("\n" if text else "") + _shown(line), style=style)
+        text.append(("\n" if text else "") + visible(line), style=style)
     return text
-
-
-def _shown(text: str) -> str:
-    """`text` without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def describe(info: DeviceInfo) -> str:

@@ -72,14 +72,15 @@ def _examine(path: Path, spec: str, *, as_json: bool) -> int:
 
 def _print(findings: list[Finding]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from edgekit.cli.shown import shown
 
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark = {True: "[green]✓[/]", False: "[yellow]✗[/]", None: "[dim]?[/]"}[finding.is_ok]
-        hint = f"\n[dim]try: {escape(finding.hint)}[/]" if finding.hint else ""
-        table.add_row(mark, escape(finding.what), escape(finding.detail) + hint)
+        hint = f"\n[dim]try: {shown(finding.hint)}[/]" if finding.hint else ""
+        table.add_row(mark, shown(finding.what), shown(finding.detail) + hint)
     Console().print(table)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.cli.app import app
+from edgekit.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,26 +36,27 @@ def inspect(
 
 def _passport_view(passport: Passport) -> RenderableType:
     from rich.console import Group
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
+    from edgekit.cli.shown import shown
+
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(passport):
-        facts.add_row(Text(name, "bold"), Text(value))
+        facts.add_row(Text(name, "bold"), Text(visible(value)))
     tensors = Table("", "name", "shape", "dtype", "layout", "scale", "zero point", box=None, pad_edge=False)
     for kind, specs in (("in", passport.inputs), ("out", passport.outputs)):
         for spec in specs:
-            tensors.add_row(kind, *(escape(cell) for cell in _tensor_cells(spec)))
+            tensors.add_row(kind, *(shown(cell) for cell in _tensor_cells(spec)))
     ops = Table("op", "dtype", "count", "version", box=None, pad_edge=False)
     for op in passport.ops:
-        ops.add_row(escape(op.name), op.dtype, str(op.count), "" if op.version is None else str(op.version))
+        ops.add_row(shown(op.name), op.dtype, str(op.count), "" if op.version is None else str(op.version))
     parts: list[RenderableType] = [facts, Text(), tensors, Text(), ops]
     if passport.scheme is not None and not passport.scheme.is_float:
         parts += [Text(), _left_float(passport)]
-    parts += [Text(f"note: {note}", "dim") for note in passport.notes]
+    parts += [Text(visible(f"note: {note}"), "dim") for note in passport.notes]
     for warning in passport.warnings:
-        parts.append(Text(f"warning: {warning}", "yellow"))
+        parts.append(Text(visible(f"warning: {warning}"), "yellow"))
     return Group(*parts)
 
 
@@ -66,15 +68,16 @@ def sqnr(passport: Passport) -> str:
 
 
 def _left_float(passport: Passport) -> RenderableType:
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
+
+    from edgekit.cli.shown import shown
 
     if not passport.unquantized_ops:
         return Text("No op was left in float.", "green")
     left = Table("left float", "where", "why", box=None, pad_edge=False)
     for op in passport.unquantized_ops:
-        left.add_row(escape(op.op), escape(op.where), escape(op.reason))
+        left.add_row(shown(op.op), shown(op.where), shown(op.reason))
     return left
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from edgekit.pipeline.events import StageEvent, StageStatus
+from edgekit.report.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -73,7 +74,7 @@ class RunDisplay:
             line = self._lines[event.stage] = _Line(status=event.status, started=time.monotonic())
         line.status = event.status
         line.fraction = event.fraction if event.fraction is not None else line.fraction
-        line.text = event.text or ("" if event.status is StageStatus.CACHED else line.text)
+        line.text = visible(event.text) or ("" if event.status is StageStatus.CACHED else line.text)
         if event.status not in (StageStatus.STARTED, StageStatus.PROGRESS):
             line.seconds = event.seconds if event.seconds is not None else time.monotonic() - line.started
             if self._live is None and not self.is_quiet:

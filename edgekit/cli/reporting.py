@@ -23,9 +23,9 @@ def compare(
 ) -> int:
     """Compare two runs row by row. Exit status: 0 PASS, 1 FAIL, 2 NOISY, 3 INCOMPARABLE."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from edgekit.cli.shown import shown
     from edgekit.pipeline.comparison import compare_reports
     from edgekit.pipeline.workspace import Workspace
     from edgekit.report.model import Verdict
@@ -39,9 +39,9 @@ def compare(
     else:
         table = Table("artifact", "device", "p50 before", "p50 after", "change", "accuracy", "verdict", "why")
         for row in comparison.rows:
-            table.add_row(*(escape(cell) for cell in row.cells()))
+            table.add_row(*(shown(cell) for cell in row.cells()))
         Console().print(table)
-        Console().print(f"{comparison.verdict}: {escape(comparison.reason)}")
+        Console().print(f"{comparison.verdict}: {shown(comparison.reason)}")
     return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOISY: 2, Verdict.INCOMPARABLE: 3}[comparison.verdict]
 
 

@@ -102,11 +102,12 @@ def _show(diagnosis: Diagnosis, output: Path | None) -> None:
 
 def _drawn(table: Table) -> RenderableType:
     from rich import table as rich_table
-    from rich.markup import escape
 
-    drawn = rich_table.Table(title=escape(table.title), title_justify="left", box=None, pad_edge=False)
+    from edgekit.cli.shown import shown
+
+    drawn = rich_table.Table(title=shown(table.title), title_justify="left", box=None, pad_edge=False)
     for heading in table.headings:
-        drawn.add_column(escape(heading), overflow="fold")
+        drawn.add_column(shown(heading), overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(escape(cell) for cell in row.cells), style="bold red" if row.is_marked else None)
+        drawn.add_row(*(shown(cell) for cell in row.cells), style="bold red" if row.is_marked else None)
     return drawn

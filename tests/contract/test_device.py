@@ -21,8 +21,8 @@ from edgekit.errors import (
     DeviceDiskFull,
     DeviceError,
     DeviceFileMissing,
-    DeviceTimeout,
     HostError,
+    HungCommand,
     OutputLimitError,
     UserError,
 )
@@ -138,10 +138,10 @@ def test_a_command_line_no_device_takes_is_refused(device: PosixDevice, argv: li
 
 
 def test_a_command_that_hangs_ends_at_its_deadline_and_leaves_nothing(device: PosixDevice) -> None:
-    """DeviceTimeout by the deadline plus two seconds, and the command is no longer on the device."""
+    """HungCommand by the deadline plus two seconds, and the command is no longer on the device."""
     mark = str(7_000_000 + secrets.randbelow(1_000_000))
     began = time.monotonic()
-    with pytest.raises(DeviceTimeout):
+    with pytest.raises(HungCommand):  # not only DeviceTimeout: the device answers
         device.run(["sleep", mark], _soon(0.5))
     assert time.monotonic() - began < 2.5  # the contract: deadline + 2 s
     assert mark not in _process_arguments(device)
@@ -441,6 +441,17 @@ def test_a_reused_pid_is_not_the_job(device: PosixDevice, job: str) -> None:
         assert not device.is_alive(job, _soon())
 
 
+def test_a_job_that_must_be_alone_ends_what_others_left(device: PosixDevice, job: str) -> None:
+    """`alone`: another job's processes are gone before this one starts; its own other starts are left alone."""
+    other, again = _new_job(), f"{job}-r1"
+    device.start(other, ["sh", "-c", "sleep 60 & sleep 60"], _soon())
+    device.start(again, ["sleep", "60"], _soon())
+    assert device.start(job, ["sleep", "60"], _soon(), alone=True)
+    assert not device.start(job, ["sleep", "60"], _soon(), alone=True)
+    assert [device.is_alive(name, _soon()) for name in (other, again, job)] == [False, True, True]
+    device.kill(again, _soon())
+
+
 def test_jobs_that_never_started_are_dead_and_can_be_killed(device: PosixDevice) -> None:
     """Asking about or killing a job nobody started is no error."""
     assert not device.is_alive(_new_job(), _soon())
@@ -488,5 +499,5 @@ def test_a_target_that_is_in_the_way_is_an_error_of_its_own(device: PosixDevice)
     began = time.monotonic()
     with pytest.raises(DeviceError) as caught:
         device.write(path / "below", b"x", _soon(5))
-    assert not caught.value.transient
+    assert not caught.value.retryable
     assert time.monotonic() - began < 5

@@ -131,7 +131,7 @@ def test_no_call_outlives_its_deadline_on_a_dead_link(far: SshDevice, proxy: Pro
     steps["open"] = lambda: fresh.open(soon(0.7))
     for name, (outcome, seconds) in outcomes(steps).items():
         assert isinstance(outcome, (DeviceTimeout, DeviceLost)), (name, outcome)
-        assert outcome.transient
+        assert outcome.retryable
         assert seconds < 2.7, name  # the contract: deadline + 2 s
     fresh.close()
     proxy.swallow(False)

@@ -76,7 +76,7 @@ def test_an_unknown_host_is_refused_with_its_fingerprint(
     assert shown in error.message
     assert error.hint is not None
     assert f"edgekit devices ssh:testboard --accept-host-key {shown}" in error.hint
-    assert (error.code, exit_status(error), error.transient) == ("HOST_KEY_UNKNOWN", 3, False)
+    assert (error.code, exit_status(error), error.retryable) == ("HOST_KEY_UNKNOWN", 3, False)
     assert not files.known_hosts.exists()
 
 
@@ -222,7 +222,7 @@ def test_no_accepted_key_is_unauthorized_and_nothing_is_asked(sshd: Sshd, client
         assert error.hint is not None
         assert "ssh-copy-id" in error.hint
         assert "passphrase" in error.hint
-        assert not error.transient
+        assert not error.retryable
 
 
 def test_a_key_file_that_is_not_there_is_passed_over_and_said(
@@ -263,7 +263,7 @@ def test_refused_and_unreachable_may_go_away(client: ClientFiles, tmp_path: Path
     error = _refused(f"127.0.0.1:{port}")
     assert isinstance(error, DeviceLost)
     assert f"127.0.0.1 port {port} refuses" in error.message
-    assert (error.transient, exit_status(error)) == (True, 4)
+    assert (error.retryable, exit_status(error)) == (True, 4)
     with _Answer(b"") as server:
         assert isinstance(_refused(f"127.0.0.1:{server.port}"), DeviceLost)
 

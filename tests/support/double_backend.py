@@ -1,6 +1,7 @@
 """A runtime for tests: a linear map whose "model file" is JSON that says how to behave.
 
-{"weights": [[...]], "log": path, "sleep_ms": 0, "crash_in": null | phase-call number, "raise": null | text}
+{"weights": [[...]], "log": path, "sleep_ms": 0, "crash_in": null | phase-call number, "raise": null | text,
+ "crash_signal": 11, "allocate": 0 bytes a call}
 Each load appends its pid to `log`; each inference appends nothing, it is timed.
 """
 
@@ -32,7 +33,9 @@ class Backend:
     def invoke(self, inputs):
         self.calls += 1
         if self.model.get("crash_at") == self.calls:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), self.model.get("crash_signal", signal.SIGSEGV))
+        if self.model.get("allocate"):
+            self.np.ones(self.model["allocate"], dtype="uint8")
         if self.model.get("sleep_ms"):
             time.sleep(self.model["sleep_ms"] / 1000)
         return [inputs[0] @ self.weights]

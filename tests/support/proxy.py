@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on demand: cuts after so many bytes, resets, or swallows everything."""
+"""A TCP proxy that misbehaves on demand: cuts after so many bytes, resets, ends, drips, or swallows everything."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._hole = threading.Event()
         self._ended = threading.Event()
+        self._dripping = threading.Event()
         self._down_left: int | None = None
         self._up_left: int | None = None
         self.accepted = 0
@@ -44,15 +45,16 @@ class Proxy:
         self._listener.close()
         self.cut()
 
-    def cut(self) -> None:
-        """Reset every connection now."""
+    def cut(self, *, reset: bool = True) -> None:
+        """Reset every connection now (RST), or end it in order (FIN) where `reset` is False."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         self.cuts += bool(pairs)
         for pair in pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    if reset:
+                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     end.shutdown(socket.SHUT_RDWR)
                     end.close()
 
@@ -64,6 +66,10 @@ class Proxy:
     def swallow(self, on: bool) -> None:
         """While on, connections stay open and nothing passes either way."""
         (self._hole.set if on else self._hole.clear)()
+
+    def drip(self, on: bool) -> None:
+        """While on, what comes from the target passes one byte at a time, twenty a second."""
+        (self._dripping.set if on else self._dripping.clear)()
 
     def _accept(self) -> None:
         while True:
@@ -86,6 +92,8 @@ class Proxy:
             while data := source.recv(_CHUNK):
                 while self._hole.is_set() and not self._ended.is_set():
                     self._ended.wait(0.02)
+                if is_down and self._dripping.is_set():
+                    data = self._dripped(data, sink)
                 passed, is_last = self._allowance(len(data), is_down)
                 sink.sendall(data[:passed])
                 if is_last:
@@ -93,7 +101,17 @@ class Proxy:
                     return
         for end in (source, sink):
             with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # close alone sends no FIN while the other pump waits in recv
+            with contextlib.suppress(OSError):
                 end.close()
+
+    def _dripped(self, data: bytes, sink: socket.socket) -> bytes:
+        """What is left of `data` when the dripping ends."""
+        while data and self._dripping.is_set() and not self._ended.is_set():
+            sink.sendall(data[:1])
+            data = data[1:]
+            self._ended.wait(0.05)
+        return data
 
     def _allowance(self, wanted: int, is_down: bool) -> tuple[int, bool]:
         """How many of `wanted` bytes may pass, and whether the cut comes after them."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 _SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server", "/usr/lib/ssh/sftp-server")
 
 
@@ -23,6 +25,15 @@ def sshd_unavailable_reason() -> str | None:
     if os.geteuid() == 0 and subprocess.run(["id", "sshd"], capture_output=True).returncode != 0:
         return "there is no user 'sshd', which sshd as root needs: apt install openssh-server"
     return None
+
+
+def need_sshd() -> None:
+    """Skip the test where no sshd can be started; fail it where EDGEKIT_REQUIRE_SSHD=1 (CI)."""
+    reason = sshd_unavailable_reason()
+    if reason and os.environ.get("EDGEKIT_REQUIRE_SSHD") == "1":
+        pytest.fail(f"EDGEKIT_REQUIRE_SSHD=1, and no sshd: {reason}")
+    if reason:
+        pytest.skip(f"no sshd: {reason}")
 
 
 def _sshd() -> str | None:
@@ -118,6 +129,14 @@ class Sshd:
             self._process.terminate()
             self._process.wait(10)
             self._process = None
+
+    def pids(self) -> list[int]:
+        """The listener and the processes of its sessions (sshd's own, not what runs in them)."""
+        import psutil
+
+        assert self._process is not None
+        listener = psutil.Process(self._process.pid)
+        return [p.pid for p in (listener, *listener.children(recursive=True)) if p.name().startswith("sshd")]
 
     def known_hosts_line(self, port: int | None = None) -> str:
         """The line that makes this server's key known under `port` of 127.0.0.1 (a proxy's, for example)."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
-from support.adb_server import private_adb_server
+from support.adb_server import AdbServer
 from support.fake_adbd import FakeAdbd
 
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
@@ -118,8 +118,8 @@ def test_what_is_not_adb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AdbClient, int]]:
     """A private adb server for the tests of this file."""
-    with private_adb_server(tmp_path_factory.mktemp("adb")) as made:
-        yield made
+    with AdbServer(tmp_path_factory.mktemp("adb")) as made:
+        yield made.client, made.port
 
 
 def _device(server: tuple[AdbClient, int], fake: FakeAdbd, folder: Path) -> AdbDevice:

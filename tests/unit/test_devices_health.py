@@ -60,7 +60,7 @@ def test_the_floors(values: dict[str, object], floors: Floors, error: type[Excep
 def test_the_errors_say_whose_move_it_is() -> None:
     """Stable codes, the device's blame, and that waiting can help."""
     for error, code in ((DeviceBatteryLow, "DEVICE_BATTERY_LOW"), (DeviceTooHot, "DEVICE_TOO_HOT")):
-        assert (error.code, error.blame, error.transient) == (code, Blame.DEVICE, True)
+        assert (error.code, error.blame, error.retryable) == (code, Blame.DEVICE, True)
     problems = health_problems(_state(battery_percent=3, thermal_status=5, free_bytes=0))
     assert [type(problem) for problem in problems] == [DeviceDiskFull, DeviceTooHot, DeviceBatteryLow]
 

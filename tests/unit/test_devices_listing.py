@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.adb_server import private_adb_server
+from support.adb_server import AdbServer
 from support.fake_adbd import FakeAdbd
 from support.fake_android import FakePhone, battery, thermal
 
@@ -35,8 +35,8 @@ PYTHON = Path(sys.executable)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AdbClient, int]]:
     """A private adb server for the tests of this file."""
-    with private_adb_server(tmp_path_factory.mktemp("adb")) as made:
-        yield made
+    with AdbServer(tmp_path_factory.mktemp("adb")) as made:
+        yield made.client, made.port
 
 
 @pytest.fixture(autouse=True)
@@ -172,13 +172,12 @@ def test_two_servers_are_asked_and_named(
     server: tuple[AdbClient, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each device is listed with its server and opened through it; a server that does not answer is a row."""
-    (tmp_path / "second").mkdir()
     with (
-        private_adb_server(tmp_path / "second") as (second, port),
+        AdbServer(tmp_path / "second") as second,
         _connected(server[0], tmp_path / "one", {"a": _phone("A1")}) as here,
-        _connected(second, tmp_path / "two", {"b": _phone("B1")}) as there,
+        _connected(second.client, tmp_path / "two", {"b": _phone("B1")}) as there,
     ):
-        first, other, dead = f"127.0.0.1:{server[1]}", f"localhost:{port}", "127.0.0.1:1"
+        first, other, dead = f"127.0.0.1:{server[1]}", f"localhost:{second.port}", "127.0.0.1:1"
         monkeypatch.setenv("EDGEKIT_ADB_SERVER", f"{first},{other},{dead}")
         found = {status.spec: status for status in list_devices()}
         a, b = found[f"adb:{here['a'].serial}@{first}"], found[f"adb:{there['b'].serial}@{other}"]

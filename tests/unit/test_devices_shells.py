@@ -16,6 +16,7 @@ from edgekit.benchmarks.devices import jobs, local
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.local import LocalDevice, LocalTransport
 from edgekit.benchmarks.devices.process import run_bounded
+from edgekit.benchmarks.devices.room import free_room_script
 from edgekit.benchmarks.devices.transport import OnOutput, Reply
 
 SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "mksh": ["mksh"], "busybox": ["busybox", "sh"]}
@@ -36,7 +37,7 @@ def _soon() -> Deadline:
 
 
 def _live_through(device: LocalDevice, folder: Path) -> None:
-    """A command, a file and two jobs: one that ends, one with a child that is killed."""
+    """A command, a file and jobs: one that ends, one with a child that is killed, one that makes way."""
     done = device.run(["printf", "%s|", "if", "$(id)", "a'b"], _soon())
     assert (done.returncode, done.stdout) == (0, "if|$(id)|a'b|")
     assert device.run(["sh", "-c", "kill -9 $$"], _soon()).returncode == 137
@@ -57,6 +58,17 @@ def _live_through(device: LocalDevice, folder: Path) -> None:
     assert device.is_alive(hangs, _soon())
     device.kill(hangs, _soon())
     assert not device.is_alive(hangs, _soon())
+
+    left, alone = f"{secrets.token_hex(8)}.1", f"{secrets.token_hex(8)}.1"
+    assert device.start(left, ["sh", "-c", "sleep 60 & sleep 60"], _soon())
+    assert device.start(alone, ["sleep", "60"], _soon(), alone=True)
+    assert [device.is_alive(job, _soon()) for job in (left, alone)] == [False, True]
+    device.kill(alone, _soon())
+    script = free_room_script(device.root, 1, [])
+    assert (
+        device.run(["sh", "-c", "cd $1/cas; touch -t 202001010000 *", "sh", str(device.root)], _soon()).returncode == 0
+    )
+    assert device._query(script, _soon()).split() == ["1", "1000"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -21,6 +21,30 @@ def test_every_error_code_is_documented() -> None:
     assert listed == {error.code for error in every_error()}
 
 
+def _names_a_next_step(text: str) -> bool:
+    return re.search(r"`[^`]+`|the same(?: command)?\b", text) is not None
+
+
+def test_every_error_says_what_to_do_next() -> None:
+    """Each class has a hint that names a command, each row of docs/errors.md a next step; no error lacks a hint."""
+    hints = {error.code: error.usual_hint for error in every_error()}
+    assert {code: hint for code, hint in hints.items() if not _names_a_next_step(hint)} == {}
+    rows = re.findall(r"^\| `([A-Z_]+)` \|.*\| ([^|]+) \|$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert {code: told for code, told in rows if not _names_a_next_step(told)} == {}
+    assert errors.DeviceLost("gone", device="d").hint == errors.DeviceLost.usual_hint
+    assert errors.DeviceLost("gone", device="d", hint="other").hint == "other"
+
+
+def test_the_failures_documented_are_the_classes() -> None:
+    """docs/failures.md gives each mode the blame and the `retryable` that its error class has."""
+    known = {error.code: error for error in every_error()}
+    page = (ROOT / "docs" / "failures.md").read_text()
+    rows = re.findall(r"\| `([A-Z_]+)`[^|]*\| (\w+) \| (yes|no) \| [^|]+\|$", page, re.MULTILINE)
+    assert len(rows) >= 16
+    for code, blame, again in rows:
+        assert (known[code].blame.value, known[code].retryable) == (blame, again == "yes"), code
+
+
 def test_every_recipe_key_is_documented() -> None:
     """docs/recipes.md names every top-level key, plan value and gate."""
     text = (ROOT / "docs" / "recipes.md").read_text()

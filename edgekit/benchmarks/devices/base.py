@@ -86,6 +86,8 @@ class Watched:
     """`result.json` is there and has to be pulled."""
     started: bool = False
     """This call started the job; False when it had been started before, or did not start."""
+    ghosts: tuple[str, ...] = ()
+    """Jobs that still ran, and were ended for this one: `ghost NAME`, with the pids that would not die."""
 
 
 class Device(Protocol):
@@ -142,7 +144,7 @@ class Device(Protocol):
         """Where `put` keeps the file with this hash."""
 
     def launch(self, launch: Launch, deadline: Deadline, *, seconds: float, on_line: Callable[[str], None]) -> Watched:
-        """Begin the job, once, if all it needs is there; then as `watch`, in the same call."""
+        """`start` the job, alone, if all it needs is there; then as `watch`, in the same call."""
 
     def watch(self, job: str, deadline: Deadline, *, seconds: float, on_line: Callable[[str], None]) -> Watched:
         """Pass on new lines of the job's `progress.json` until it has its result.
@@ -158,10 +160,13 @@ class Device(Protocol):
         deadline: Deadline,
         *,
         env: Mapping[str, str] | None = None,
+        alone: bool = False,
     ) -> bool:
         """Start `argv` detached in `job_dir(job)`, stdout and stderr to files there (`stdout`, `stderr`).
 
-        `job` is `<key>.<attempt>`. True when this call started it, False when it had been started before.
+        `job` is `<key>.<attempt>`. True when this call started it, False when it had been started before. With
+        `alone`, what other jobs left running on the device is ended first (the caller holds the device's lock):
+        DeviceUnusable where that fails.
         """
 
     def job_dir(self, job: str) -> PurePosixPath:

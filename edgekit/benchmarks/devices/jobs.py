@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 
 from edgekit.benchmarks.devices.script import CALL_VARIABLE, command, exports, quote
 
-__all__ = ["alive_script", "kill_script", "start_script"]
+__all__ = ["alive_script", "end_others_script", "kill_script", "start_script"]
 
 # What a process table looks like where there is /proc, and where there is not (macOS): `pid pgid sid state start`.
 _TABLE = r"""
@@ -134,4 +134,31 @@ while left=$(living); [ -n "$left" ] && [ $i -lt {rounds} ]; do
   i=$((i+1)); sleep 0.1 2>/dev/null || sleep 1
 done
 echo $left
+"""
+
+
+def end_others_script(jobs: PurePosixPath, job: str) -> str:
+    """A script that ends what other jobs than `job` left running, before a job that must have the device alone.
+
+    Prints `ghost NAME` for each job that had living processes, and `ghost NAME PID…` where some would not die. Other
+    starts of the same job (`NAME-r1`) are left alone.
+    """
+    same = job.partition("-r")[0]
+    return f"""{_TABLE}
+(
+cd {quote(str(jobs))} 2>/dev/null || exit 0
+for record in */started/process; do
+  name=${{record%%/*}}
+  case $name in '*'|{same}|{same}-r*) continue ;; esac
+  cd "$name" 2>/dev/null || continue
+  i=0 was=
+  while left=$(living); [ -n "$left" ] && [ $i -lt 20 ]; do
+    was=1
+    kill -9 $left 2>/dev/null
+    i=$((i+1)); sleep 0.1 2>/dev/null || sleep 1
+  done
+  [ -z "$was" ] || echo ghost "$name" $left
+  cd ..
+done
+)
 """

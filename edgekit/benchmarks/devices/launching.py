@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from edgekit.benchmarks.devices.base import Launch, Needed, Watched
-from edgekit.benchmarks.devices.script import checked_name, quote
+from edgekit.benchmarks.devices.script import checked_name, number, quote
 from edgekit.errors import DeviceLost
 
 __all__ = [
@@ -33,13 +33,16 @@ _SILENT_SECONDS = 12.0
 _RESULT = "edgekit-result"
 
 
-def launch_script(folder: PurePosixPath, launch: Launch, start: str, token: str, seconds: float) -> str:
-    """A script that runs `start` (`jobs.start_script`) when every file is there, and then watches the job."""
+def launch_script(folder: PurePosixPath, launch: Launch, alone: str, start: str, token: str, seconds: float) -> str:
+    """A script that runs `alone` and `start` (see `jobs`) when every file is there, and then watches the job."""
+    used = " ".join(quote(str(n.path)) for n in launch.needed)
     checks = "\n".join(_check(n) for n in launch.needed)
     writes = "\n".join(_write(folder, name, data, token) for name, data in launch.files.items())
     return f"""missing=
 {checks}
 [ -z "$missing" ] || exit 0
+touch {used or "."} 2>/dev/null  # what makes room removes what was not used for longest
+{alone}
 mkdir -p {quote(str(folder))} || exit 90
 {writes}
 owner=$({start}
@@ -113,6 +116,7 @@ class Seen:
 def read_watched(stdout: bytes, token: str, device: str) -> Watched:
     """What the whole output of a launch or a watch says. Raises DeviceLost where its result is not whole."""
     missing: list[PurePosixPath] = []
+    ghosts: list[str] = []
     started = False
     place = 0
     while (end := stdout.find(b"\n", place)) >= 0:
@@ -121,13 +125,15 @@ def read_watched(stdout: bytes, token: str, device: str) -> Watched:
         kind, _, rest = line.partition(" ")
         if kind == "missing":
             missing.append(PurePosixPath(rest))
+        elif kind == "ghost":
+            ghosts.append(line)
         elif kind == "owner":
             started = rest == token
         elif kind == _RESULT and rest == "large":
-            return Watched(result_is_large=True, started=started)
+            return Watched(result_is_large=True, started=started, ghosts=tuple(ghosts))
         elif kind == _RESULT:
             result = stdout[place:]
-            if not rest.strip().isdigit() or len(result) != int(rest):
+            if len(result) != number(rest.strip()):
                 raise DeviceLost("the result was cut off before its end", device=device)
-            return Watched(result=result, started=started)
-    return Watched(missing=tuple(missing), started=started)
+            return Watched(result=result, started=started, ghosts=tuple(ghosts))
+    return Watched(missing=tuple(missing), started=started, ghosts=tuple(ghosts))

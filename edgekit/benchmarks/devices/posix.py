@@ -7,9 +7,10 @@ What each promise rests on:
 * `put`: sent to `cas/.<sha>.<random>`, hashed *on the device*, then renamed to `cas/<sha>`. A cut transfer
   leaves at worst a file that no one will ever read.
 * `start`: `mkdir` of the start lock (`jobs`); idempotent, so it is retried when the link is lost.
+  Processes that an earlier job left behind are ended first where the caller asks for it (`alone`).
 * `pull`: size and hash are asked first, the copy goes into a temporary file that is renamed when it matches.
 
-Only errors that may go away (`transient`) are retried, only in these idempotent steps, and each retry is logged.
+Only errors that may go away (`retryable`) are retried, only in these idempotent steps, and each retry is logged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +28,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from edgekit.benchmarks.devices.base import Completed, Deadline, Launch, Watched
-from edgekit.benchmarks.devices.jobs import alive_script, kill_script, start_script
+from edgekit.benchmarks.devices.jobs import alive_script, end_others_script, kill_script, start_script
 from edgekit.benchmarks.devices.launching import Seen, launch_script, read_watched, watch_script
-from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, quote, under_root, unwrap, wrap
+from edgekit.benchmarks.devices.room import free_room_script
+from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, number, quote, under_root, unwrap, wrap
 from edgekit.benchmarks.devices.transport import LinkDown, OnOutput, Reply, Transport
 from edgekit.errors import (
     CommandError,
@@ -37,7 +40,9 @@ from edgekit.errors import (
     DeviceFileMissing,
     DeviceLost,
     DeviceTimeout,
+    DeviceUnusable,
     HostError,
+    HungCommand,
     IntegrityError,
     OutputLimitError,
     UserError,
@@ -50,6 +55,10 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
 _CLEANUP_SECONDS = 1.5
+_KEEP_SECONDS = 900.0
+"""A file that was put so lately is not removed to make room: the job it is for may be about to start."""
+_START_BYTES = 1 << 20
+"""Room that is made where a job could not be started for want of it."""
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
 _SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi; }; '
 
@@ -72,6 +81,10 @@ class PosixDevice:
         self._transport = transport
         self._root = root
         self._python = python
+        self._put_at: dict[str, float] = {}
+        """sha256 of what this object has put, to the monotonic time of it."""
+        self._orphans: list[str] = []
+        """Nonces of commands that were lost with the link and may still run."""
 
     @property
     def spec(self) -> str:
@@ -118,7 +131,7 @@ class PosixDevice:
     ) -> Completed:
         body = command(argv, env)
         # It may have effects, so it is sent again only when nothing of it reached the device.
-        reply = self._retried("run", deadline, lambda: self._shell(body, deadline), only=LinkDown)
+        reply = self._retried("run", deadline, lambda: self._command(body, deadline), only=LinkDown)
         done = Completed(
             argv=tuple(argv),
             returncode=reply.returncode,
@@ -131,17 +144,32 @@ class PosixDevice:
             )
         return done
 
+    def _command(self, body: str, deadline: Deadline) -> Reply:
+        """One command of the caller's; what of it outlives a lost link is ended when the link is back."""
+        nonce = new_nonce()
+        try:
+            return self._shell(body, deadline, nonce)
+        except LinkDown:
+            raise
+        except DeviceLost:
+            if self._transport.outlives_client:
+                self._orphans.append(nonce)
+            raise
+
     def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
         try:
             sha, size = sha256_of(source), source.stat().st_size
         except OSError as e:
             raise HostError(f"cannot read {source}: {e.strerror}") from e
         final = self.stored(sha)
-        here = f"[ -f {quote(str(final))} ] && wc -c < {quote(str(final))} || echo none"
+        self._put_at[sha] = time.monotonic()
+        # touched, so that what makes room removes the files that were not asked for longest
+        here = f"f={quote(str(final))}; [ -f $f ] && {{ touch $f 2>/dev/null; wc -c < $f; }} || echo none"
         # The size catches a file emptied by a power cut after its rename; the hash was checked when it was put.
         if self._query(here, deadline).strip() == str(size):
             return final
-        self._retried("put", deadline, lambda: self._send(source, final, sha, deadline))
+        send = lambda: self._send(source, final, sha, deadline)  # noqa: E731 - one step under two kinds of second try
+        self._with_room(size, deadline, lambda: self._retried("put", deadline, send))
         return final
 
     def stored(self, sha256: str) -> PurePosixPath:
@@ -153,7 +181,8 @@ class PosixDevice:
             local = Path(folder) / "data"
             local.write_bytes(data)
             sha = sha256_of(local)
-            self._retried("write", deadline, lambda: self._send(local, path, sha, deadline))
+            send = lambda: self._send(local, path, sha, deadline)  # noqa: E731 - as in `put`
+            self._with_room(len(data), deadline, lambda: self._retried("write", deadline, send))
 
     def pull(
         self,
@@ -172,6 +201,8 @@ class PosixDevice:
                 self._retried("pull", deadline, lambda: self._receive(source, partial, deadline, max_bytes))
             os.replace(partial, destination)
         finally:
+            if partial.is_dir():  # a device may say that the file is a folder, and the adb client makes one
+                shutil.rmtree(partial)
             partial.unlink(missing_ok=True)
 
     def start(
@@ -181,20 +212,41 @@ class PosixDevice:
         deadline: Deadline,
         *,
         env: Mapping[str, str] | None = None,
+        alone: bool = False,
     ) -> bool:
         """As in the protocol; the job's working directory is its folder, and `exit` there gets its exit status."""
         token = new_nonce()
         script = start_script(self._root / "jobs", checked_name(job), argv, token, self.setsid, env)
-        owner = self._query(script, deadline).strip()
+        if alone:
+            script = end_others_script(self._root / "jobs", job) + script
+        said = self._with_room(_START_BYTES, deadline, lambda: self._query(script, deadline)).split("\n")
+        self._tell_of_ghosts([line for line in said if line.startswith("ghost")], job)
+        owner = [line for line in said if line and not line.startswith("ghost")]
         if not owner:
             raise DeviceError(f"job {job} was begun by a caller that died before it could start it", device=self.spec)
-        return owner == token
+        return owner[-1] == token
+
+    def _tell_of_ghosts(self, lines: Sequence[str], job: str) -> None:
+        """Log which jobs' processes were ended for `job`. Raises DeviceUnusable when one would not end."""
+        for line in lines:
+            name, *left = line.split()[1:] or ["?"]
+            if left:
+                raise DeviceUnusable(
+                    f"processes of the earlier job {name[:80]} do not die: {' '.join(left)[:80]}",
+                    device=self.spec,
+                    hint="restart the device, then `edgekit devices`",
+                )
+            log.warning("%s: processes of job %s still ran and were ended for %s", self.spec, name[:80], job)
 
     def launch(self, launch: Launch, deadline: Deadline, *, seconds: float, on_line: Callable[[str], None]) -> Watched:
-        token, folder = new_nonce(), self.job_dir(launch.job)
-        start = start_script(self._root / "jobs", launch.job, launch.argv, token, self.setsid, launch.env)
-        script = launch_script(folder, launch, start, token, seconds)
-        return self._watched(script, token, deadline, on_line)
+        token, folder, jobs = new_nonce(), self.job_dir(launch.job), self._root / "jobs"
+        alone = end_others_script(jobs, launch.job)
+        start = start_script(jobs, launch.job, launch.argv, token, self.setsid, launch.env)
+        script = launch_script(folder, launch, alone, start, token, seconds)
+        self._put_at.update((needed.path.name, time.monotonic()) for needed in launch.needed)
+        watched = self._with_room(_START_BYTES, deadline, lambda: self._watched(script, token, deadline, on_line))
+        self._tell_of_ghosts(watched.ghosts, launch.job)
+        return watched
 
     def watch(self, job: str, deadline: Deadline, *, seconds: float, on_line: Callable[[str], None]) -> Watched:
         return self._watched(watch_script(self.job_dir(job), seconds), "", deadline, on_line)
@@ -225,8 +277,12 @@ class PosixDevice:
     def _send(self, source: Path, final: PurePosixPath, sha: str, deadline: Deadline) -> None:
         """One transfer: to a name of its own, hashed there, renamed when right."""
         temporary = final.with_name(f".{final.name}.{secrets.token_hex(8)}")
-        self._transport.send(source, temporary, deadline)
         q_temporary, q_final = quote(str(temporary)), quote(str(final))
+        try:
+            self._transport.send(source, temporary, deadline)
+        except DeviceDiskFull:
+            self._query(f"rm -f {q_temporary}", deadline)  # what did arrive takes the room that is missing
+            raise
         script = (
             f'{_SHA256}set -- $(sha {q_temporary}) none; echo $1; [ "$1" = {sha} ] && mv -f {q_temporary} {q_final}'
         )
@@ -251,9 +307,10 @@ class PosixDevice:
         words = self._query(script, deadline).split()
         if words[:1] == ["missing"]:
             raise DeviceFileMissing(f"there is no file {source}", device=self.spec)
-        if len(words) < 2 or not words[0].isdigit():
+        size = number(words[0]) if len(words) > 1 else None
+        if size is None:
             raise DeviceError(f"the size of {source} cannot be told", device=self.spec)
-        size, sha = int(words[0]), words[1]
+        sha = words[1]
         if size > max_bytes:
             raise OutputLimitError(f"{source} has {size} bytes, more than the {max_bytes} allowed", device=self.spec)
         self._transport.receive(source, partial, deadline, max_bytes=max_bytes)
@@ -285,30 +342,62 @@ class PosixDevice:
             raise self._failed(body.strip().splitlines()[0], reply)
         return reply.stdout.decode("utf-8", "replace")
 
-    def _shell(self, body: str, deadline: Deadline, on_output: OnOutput | None = None) -> Reply:
+    def _shell(
+        self, body: str, deadline: Deadline, nonce: str | None = None, on_output: OnOutput | None = None
+    ) -> Reply:
         """One script to its end, whole. Kills what it left behind when it had to be given up."""
-        nonce = new_nonce()
+        nonce = nonce or new_nonce()
         script = wrap(body, nonce)
+        orphans, self._orphans = self._orphans, []
+        for orphan in orphans:
+            if self._end_abandoned(orphan, deadline) is None:
+                self._orphans.append(orphan)
         try:
             return unwrap(self._transport.shell(script, deadline, on_output=on_output), nonce, self.spec)
-        except (DeviceTimeout, OutputLimitError, KeyboardInterrupt):
+        except DeviceTimeout as e:
+            # Killed on a device that answers: it was the command that hung, not the link.
+            if not self._transport.outlives_client or self._end_abandoned(nonce):
+                raise HungCommand("a command was not done at its deadline and was killed", device=self.spec) from e
+            raise
+        except (OutputLimitError, KeyboardInterrupt):
             if self._transport.outlives_client:
                 self._end_abandoned(nonce)
             raise
 
-    def _end_abandoned(self, nonce: str) -> None:
-        """Kill the process group of a script that no one waits for any more; best effort, the link may be gone."""
+    def _end_abandoned(self, nonce: str, deadline: Deadline | None = None) -> bool | None:
+        """Kill the processes of a script that no one waits for any more; whether the device says it killed some.
+
+        Best effort: None where the link is gone.
+        """
         # adbd kills the shell when its client goes, not what the shell runs: that is found by its environment.
         # Quotes in the middle of the nonce keep this script from finding itself.
         split = f"{nonce[:8]}''{nonce[8:]}"
         script = (
             f"for f in $(grep -l {split} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null); do "
-            "p=${f#/proc/}; kill -9 ${p%/*} 2>/dev/null; done; :"
+            "p=${f#/proc/}; kill -9 ${p%/*} 2>/dev/null && echo killed; done; :"
         )
         try:
-            self._transport.shell(script, Deadline.after(_CLEANUP_SECONDS))
+            until = deadline.within(_CLEANUP_SECONDS) if deadline else Deadline.after(_CLEANUP_SECONDS)
+            reply = self._transport.shell(script, until)
         except DeviceError as e:
             log.warning("%s: a command that was given up may still run: %s", self.spec, e.message)
+            return None
+        return b"killed" in reply.stdout
+
+    def _with_room(self, needed: int, deadline: Deadline, step: Callable[[], T]) -> T:
+        """`step()`; where the device is full, once more after edgekit's own files there, oldest first, made room."""
+        try:
+            return step()
+        except DeviceDiskFull as e:
+            since = time.monotonic() - _KEEP_SECONDS
+            keep = [sha for sha, at in self._put_at.items() if at > since]
+            freed = self._query(free_room_script(self._root, needed, keep), deadline).split()
+            if len(freed) != 2 or not number(freed[0]) or number(freed[1]) is None:
+                raise
+            log.warning(
+                "%s: full; removed %s files (%s bytes) that were not used lately: %s", self.spec, *freed, e.message
+            )
+            return step()
 
     def _retried(
         self, what: str, deadline: Deadline, step: Callable[[], T], *, only: type[DeviceLost] = DeviceLost

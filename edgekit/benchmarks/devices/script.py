@@ -22,6 +22,7 @@ __all__ = [
     "command",
     "exports",
     "new_nonce",
+    "number",
     "quote",
     "under_root",
     "unwrap",
@@ -81,6 +82,11 @@ def command(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     if not argv:
         raise UserError("an empty command cannot be run on a device")
     return exports(env) + " ".join(quote(word) for word in argv)
+
+
+def number(text: str) -> int | None:
+    """`text` as a count that a device told; None for anything but 1 to 18 plain digits."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def new_nonce() -> str:
