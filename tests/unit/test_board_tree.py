@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.benchmarks.devices import board, board_tree, cell
+from edgekit.benchmarks.devices import board, board_arch, board_tree, cell
 from edgekit.benchmarks.devices.board import board_unavailable_reason
 from edgekit.benchmarks.devices.board_tree import debian_mirror, recipe_id
 from edgekit.benchmarks.devices.cell import remove_tree
@@ -76,10 +76,10 @@ def test_a_trees_name_follows_its_recipe(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_missing_is_named_with_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence: not root, no ip, no mmdebstrap, no keys of Debian's archive, in that order."""
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(board.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(board_arch.platform, "system", lambda: "Darwin")
     assert "needs Linux" in (board_unavailable_reason() or "")
-    monkeypatch.setattr(board.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(board.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(board_arch.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(board_arch.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(cell.os, "geteuid", lambda: 1000)
     assert "needs root" in (board_unavailable_reason() or "")
     monkeypatch.setattr(board, "cell_unavailable_reason", lambda: None)
@@ -90,7 +90,23 @@ def test_what_is_missing_is_named_with_what_installs_it(tmp_path: Path, monkeypa
     monkeypatch.setattr(board.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(board, "KEYRING", tmp_path / "none.gpg")
     assert (board_unavailable_reason() or "").endswith("apt install debian-archive-keyring")
-    assert "arm64" in (board_unavailable_reason("arm64") or "")
+
+
+def test_what_an_arm_board_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handler, one that is off, one that is not static: a sentence each; armhf says why there is none."""
+    monkeypatch.setattr(board_arch.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(board_arch.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(board_arch, "_BINFMT", tmp_path)
+    handler = tmp_path / "qemu-aarch64"
+    assert (board_arch.arch_unavailable_reason("arm64") or "").endswith("apt install qemu-user-static")
+    handler.write_text("disabled\nflags: POF\n")
+    assert "switched off" in (board_arch.arch_unavailable_reason("arm64") or "")
+    handler.write_text("enabled\nflags: PO\n")
+    assert "flag F" in (board_arch.arch_unavailable_reason("arm64") or "")
+    handler.write_text("enabled\ninterpreter /usr/libexec/qemu\nflags: POF\n")
+    assert board_arch.arch_unavailable_reason("arm64") is None
+    assert "tflite-runtime" in (board_arch.arch_unavailable_reason("armhf") or "")
+    assert "board:arm64" in (board_arch.arch_unavailable_reason("pdp11") or "")
 
 
 def test_removing_a_tree_follows_no_link(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Provisioning: right wheels for the device, offline the second time, nothing unpacked outside its folder."""
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -178,3 +180,59 @@ def test_every_format_has_its_runtime() -> None:
     for spec in (LITERT, ONNXRUNTIME, EXECUTORCH):
         assert spec.name in BACKENDS
         assert all(w.version for w in spec.wheels)
+
+
+def _unpacked(site: Path, name: str, days: float, size: int = 10) -> Path:
+    """An unpacked wheel in `site` that was last asked for so many days ago."""
+    folder = site / (name * 64)
+    folder.mkdir(parents=True)
+    (folder / "data").write_bytes(b"0" * size)
+    then = time.time() - days * 24 * 3600
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_a_sweep_removes_what_is_old_and_what_is_too_much(tmp_path: Path) -> None:
+    """By age, then the oldest by size; never what is asked for, was just asked for, or is no wheel's folder."""
+    old, asked, recent, older, younger = (
+        _unpacked(tmp_path, name, days, 100) for name, days in (("a", 40), ("b", 40), ("c", 0), ("d", 3), ("e", 2))
+    )
+    (tmp_path / "ready-x").touch()
+    assert install_wheels.sweep(str(tmp_path), [asked.name]) == 1
+    assert not old.exists()
+    assert install_wheels.sweep(str(tmp_path), [asked.name], size=150) == 1
+    assert not older.exists()
+    assert all(path.exists() for path in (asked, recent, younger, tmp_path / "ready-x"))
+    assert install_wheels.sweep(str(tmp_path), [asked.name], seconds=-1, size=0) == 1
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["b", "c", "r"]
+
+
+def test_a_sweep_leaves_what_a_process_runs_from(tmp_path: Path) -> None:
+    """A runtime on the path of a running process stays, however old; once that ended, it goes."""
+    used = _unpacked(tmp_path, "a", 400)
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "PYTHONPATH": str(used)}) as job:
+        assert install_wheels.sweep(str(tmp_path), [], seconds=-1, size=0) == 0
+        job.kill()
+    assert install_wheels.sweep(str(tmp_path), [], seconds=-1, size=0) == 1
+
+
+def test_a_full_device_is_swept_once_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space while unpacking: what is idle goes and it is tried again; with nothing to remove it is the error."""
+    site, cas = tmp_path / "site", tmp_path / "cas"
+    cas.mkdir()
+    wheel(cas / "aa", {"there.py": ""})
+    idle = _unpacked(site, "a", 1)
+    plain = install_wheels.unpack
+
+    def unpack(source: str, target: str) -> None:
+        if idle.exists() or not cas.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(install_wheels, "unpack", unpack)
+    assert install_wheels.main(str(site), str(cas), "pass", "ready", ["aa"]) == 0
+    assert not idle.exists()
+    assert not (cas / "aa").exists()  # unpacked, it is needed no more
+    idle.mkdir()  # recent: it stays
+    wheel(cas / "bb", {"more.py": ""})
+    assert install_wheels.main(str(site), str(cas), "pass", "ready", ["bb"]) == install_wheels.FULL

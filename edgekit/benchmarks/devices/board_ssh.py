@@ -13,7 +13,6 @@ from edgekit.benchmarks.devices.adb_client import host_lock
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board_records import BoardRecord, running_boards, ssh_files
 from edgekit.benchmarks.devices.board_tree import BOARD_USER
-from edgekit.schema import write_atomically
 
 __all__ = ["board_ssh_files", "write_client_files"]
 
@@ -94,7 +93,7 @@ def write_client_files(deadline: Deadline) -> None:
         boards = [record for record in running_boards() if (folder / record.name / "host_key").is_file()]
         known = "".join(f"edgekit-{r.name} {_key(folder / r.name / 'host_key', r.name)}\n" for r in boards)
         _write(folder / "known_hosts", known)
-        write_atomically(folder / "config", "".join(_client_entry(record, folder) for record in boards))
+        _write(folder / "config", "".join(_client_entry(record, folder) for record in boards))
 
 
 def _client_entry(record: BoardRecord, folder: Path) -> str:
