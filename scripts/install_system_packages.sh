@@ -4,7 +4,7 @@
 #   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
 #   scripts/install_system_packages.sh --test   also a browser for the report's tests, other shells for the device scripts,
 #                                               and sshd (the tests start their own; no server is started by installing it)
-#   scripts/install_system_packages.sh --arm    also qemu, for board:arm64; --test does this, too
+#   scripts/install_system_packages.sh --arm    also qemu, for board:arm64 and board:armhf; --test does this, too
 #
 # edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
 # uses other data and leaves the board out, and the tests that need them are skipped with a reason.
@@ -24,14 +24,15 @@ register_handlers() {
   local place=/proc/sys/fs/binfmt_misc name definition
   [[ $EUID -eq 0 && $(uname -m) == x86_64 && -e /usr/lib/binfmt.d/qemu-aarch64.conf ]] || return 0
   if [[ ! -e $place/register ]] && ! mount -t binfmt_misc binfmt_misc $place 2>/dev/null; then
-    echo "no board:arm64: the kernel does not let binfmt_misc be mounted (in a container, do this on its host)"
+    echo "no ARM boards: the kernel does not let binfmt_misc be mounted (in a container, do this on its host)"
     return 0
   fi
-  name=qemu-aarch64
-  definition=/usr/lib/binfmt.d/$name.conf
-  if [[ ! -e $place/$name ]] && ! cat "$definition" >"$place/register"; then
-    echo "no board:arm64: the kernel refused the handler $name"
-  fi
+  for name in qemu-aarch64 qemu-arm; do
+    definition=/usr/lib/binfmt.d/$name.conf
+    if [[ ! -e $place/$name ]] && ! cat "$definition" >"$place/register"; then
+      echo "no ARM boards: the kernel refused the handler $name"
+    fi
+  done
 }
 
 missing=()

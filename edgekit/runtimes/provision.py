@@ -50,7 +50,7 @@ def runtime_identity(runtime: RuntimeSpec, info: DeviceInfo) -> str:
     """
     if info.kind == "local":
         return "+".join(_installed(runtime))
-    return "+".join(w.requirement for w in runtime.wheels)
+    return "+".join(w.requirement for w in runtime.wheels_for(info.abi))
 
 
 def provided(device: Device, info: DeviceInfo, runtime: RuntimeSpec) -> Provision:
@@ -150,7 +150,7 @@ def _install(
         raise DeviceUnusable(
             f"{runtime.name} was installed and cannot be imported: {tail}",
             device=device.spec,
-            hint="the device needs Python's standard library and libstdc++6",
+            hint="the device needs Python's standard library and libstdc++6; on 32-bit ARM python3-numpy, too",
         )
     if done.returncode == FULL:
         raise DeviceDiskFull(

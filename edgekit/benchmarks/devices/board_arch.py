@@ -11,14 +11,26 @@ __all__ = ["ARCHES", "Arch", "arch_unavailable_reason"]
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 
-_CORTEX_A72 = """BogoMIPS\t: 108.00
+# Linux' format, one block a core; the features are those of the processor, not of qemu's host.
+_CPUINFO = {
+    "cortex-a72": """BogoMIPS\t: 108.00
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid
 CPU implementer\t: 0x41
 CPU architecture: 8
 CPU variant\t: 0x0
 CPU part\t: 0xd08
 CPU revision\t: 3
-"""
+""",
+    "cortex-a15": """model name\t: ARMv7 Processor rev 1 (v7l)
+BogoMIPS\t: 48.00
+Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm
+CPU implementer\t: 0x41
+CPU architecture: 7
+CPU variant\t: 0x2
+CPU part\t: 0xc0f
+CPU revision\t: 1
+""",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,11 @@ class Arch:
     processor: str | None = None
     """What qemu emulates (`-cpu`); the board's /proc/cpuinfo describes the same one."""
 
+    python_suite: str | None = None
+    """The Debian release its Python and numpy come from, where those of the board's own have no runtime."""
+    packages: tuple[str, ...] = ()
+    """Besides those of every board."""
+
     @property
     def emulation(self) -> str:
         """What the board is, for every page its numbers are on."""
@@ -41,8 +58,8 @@ class Arch:
         return f"{self.machine} programs under qemu's emulation on this host: answers count, times mean nothing"
 
     def cpuinfo(self, cores: int) -> str:
-        """/proc/cpuinfo of the emulated processor (Linux' format for a Cortex-A72)."""
-        return "".join(f"processor\t: {n}\n{_CORTEX_A72}\n" for n in range(cores))
+        """/proc/cpuinfo of the emulated processor, with so many cores."""
+        return "".join(f"processor\t: {n}\n{_CPUINFO[self.processor or '']}\n" for n in range(cores))
 
     @property
     def is_native(self) -> bool:
@@ -53,12 +70,16 @@ class Arch:
 ARCHES = {
     "amd64": Arch(name="amd64", machine="x86_64"),
     "arm64": Arch(name="arm64", machine="aarch64", interpreter="qemu-aarch64", processor="cortex-a72"),
-}
-
-_NOT_OFFERED = {
-    "armhf": "there is no armhf board: Debian 13, the first release with adbd, has Python 3.13, and of the runtimes "
-    "only tflite-runtime is published for 32-bit ARM, for Python 3.11 at most (onnxruntime, executorch and "
-    "ai-edge-litert are not)",
+    # Of the runtimes only tflite-runtime is published for 32-bit ARM, up to Python 3.11, and numpy on PyPI is not:
+    # Debian 12 has both. Its Python runs on Debian 13's libraries, whose adbd the board needs.
+    "armhf": Arch(
+        name="armhf",
+        machine="armv7l",
+        interpreter="qemu-arm",
+        processor="cortex-a15",
+        python_suite="bookworm",
+        packages=("libblas3", "liblapack3", "libstdc++6"),
+    ),
 }
 
 
@@ -66,8 +87,7 @@ def arch_unavailable_reason(name: str) -> str | None:
     """Why programs of the architecture `name` do not run here, in one sentence with what to install, or None."""
     arch = ARCHES.get(name)
     if arch is None:
-        said = _NOT_OFFERED.get(name, f"there is no {name[:40]} board")
-        return f"{said}; there are {', '.join(f'board:{known}' for known in ARCHES)}"
+        return f"there is no {name[:40]} board; there are {', '.join(f'board:{known}' for known in ARCHES)}"
     if platform.system() != "Linux":
         return f"board:{name} needs Linux on x86_64 or {arch.machine}, this is {platform.system()}"
     if arch.is_native:

@@ -8,7 +8,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ _PACKAGES = (
     "login", "tar", "gzip", "adbd", "python3", "python3-minimal", "toybox", "libgomp1",
     "openssh-server",
 )  # fmt: skip
+_PYTHON_PACKAGES = ("python3-minimal", "python3.11", "libpython3.11-stdlib", "python3-numpy")
 BOARD_USER = "edgekit"
 """Who logs in over ssh; sshd runs as this user, too, so it needs none of root's powers on the board."""
 BOARD_UID = 1000
@@ -39,9 +41,15 @@ _SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d")
 _DEBIAN_SUITE = re.compile(r"(stable|testing|unstable|sid|[a-z]+)(-updates)?")
 
 
+def _own(arch: str) -> tuple[str, ...]:
+    """What goes into the tree of `arch` besides what goes into all."""
+    known = ARCHES[arch]
+    return (*known.packages, *((known.python_suite, *_PYTHON_PACKAGES) if known.python_suite else ()))
+
+
 def recipe_id(arch: str) -> str:
     """The name of the tree for `arch`: changes when anything that goes into it does."""
-    return f"{arch}-{digest([arch, _SUITE, _LAYOUT, *_PACKAGES])[:12]}"
+    return f"{arch}-{digest([arch, _SUITE, _LAYOUT, *_PACKAGES, *_own(arch)])[:12]}"
 
 
 def board_tree(arch: str, boards: Path, deadline: Deadline, on_step: Callable[[str], None] | None = None) -> Path:
@@ -62,7 +70,11 @@ def board_tree(arch: str, boards: Path, deadline: Deadline, on_step: Callable[[s
         if not tree.is_dir():
             work = Path(tempfile.mkdtemp(prefix=f".build-{arch}-", dir=boards))
             try:
-                _bootstrap(arch, work / "tree", work / "log", deadline, on_step)
+                build = _Build(arch=arch, log_file=work / "log", deadline=deadline, on_step=on_step)
+                _bootstrap(build, _SUITE, (*_PACKAGES, *ARCHES[arch].packages), work / "tree")
+                if ARCHES[arch].python_suite:
+                    _bootstrap(build, ARCHES[arch].python_suite, _PYTHON_PACKAGES, work / "python")
+                    _take_python(work / "python", work / "tree")
                 _furnish(work / "tree", name, ARCHES[arch].emulation)
                 os.rename(work / "tree", tree)
             finally:
@@ -70,37 +82,60 @@ def board_tree(arch: str, boards: Path, deadline: Deadline, on_step: Callable[[s
     return tree
 
 
-def _bootstrap(
-    arch: str, tree: Path, log_file: Path, deadline: Deadline, on_step: Callable[[str], None] | None
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Build:
+    """One build of a tree."""
+
+    arch: str
+    log_file: Path
+    deadline: Deadline
+    on_step: Callable[[str], None] | None
+
+
+def _bootstrap(build: _Build, suite: str | None, packages: Sequence[str], tree: Path) -> None:
     """mmdebstrap, in a cell: it ends with this process, and what it mounts is not the host's."""
     argv = [
-        "mmdebstrap", "--mode=root", "--variant=extract", f"--arch={arch}", f"--include={','.join(_PACKAGES)}",
-        f"--keyring={KEYRING}", _SUITE, str(tree),
+        "mmdebstrap", "--mode=root", "--variant=extract", f"--arch={build.arch}", f"--include={','.join(packages)}",
+        f"--keyring={KEYRING}", str(suite), str(tree),
     ]  # fmt: skip
     mirror = debian_mirror()
     if mirror:
         argv.append(mirror)
-    log.info("building the %s board in %s", arch, tree)
-    cell = start_cell(argv, log_file=log_file, mounts=True)
+    log.info("building the %s board in %s", build.arch, tree)
+    cell = start_cell(argv, log_file=build.log_file, mounts=True)
     try:
         while cell.is_alive:
-            if deadline.remaining <= 0:
+            if build.deadline.remaining <= 0:
                 raise DeviceTimeout(
-                    "the board was not built in time", device=f"board:{arch}", hint="is the mirror slow?"
+                    "the board was not built in time", device=f"board:{build.arch}", hint="is the mirror slow?"
                 )
-            if on_step is not None:
-                on_step(_last_step(log_file))
+            if build.on_step is not None:
+                build.on_step(_last_step(build.log_file))
             time.sleep(0.05)
     finally:
         cell.end()
     if cell.process.returncode != 0:
-        lines = [line for line in log_file.read_text("utf-8", "replace").splitlines() if line.startswith(("E:", "W:"))]
+        lines = [
+            line for line in build.log_file.read_text("utf-8", "replace").splitlines() if line.startswith(("E:", "W:"))
+        ]
         raise DeviceUnusable(
             f"mmdebstrap could not build the board ({' | '.join(lines[-3:])[:500] or cell.process.returncode})",
-            device=f"board:{arch}",
+            device=f"board:{build.arch}",
             hint="it needs a Debian mirror: check the network, or set EDGEKIT_DEBIAN_MIRROR to one that answers",
         )
+
+
+def _take_python(source: Path, tree: Path) -> None:
+    """Put the Python and numpy of the tree `source` into `tree`, as its `python3`."""
+    shutil.copy2(source / "usr/bin/python3.11", tree / "usr/bin/python3.11")
+    for folder in ("usr/lib/python3.11", "usr/lib/python3/dist-packages/numpy"):
+        shutil.copytree(source / folder, tree / folder, symlinks=True)
+    python = tree / "usr/bin/python3"
+    python.unlink(missing_ok=True)
+    python.symlink_to("python3.11")
+    for name in ("blas", "lapack"):  # links that configuring the packages would have made
+        for library in (tree / "usr/lib").glob(f"*/{name}/lib{name}.so.3"):
+            (library.parent.parent / library.name).symlink_to(f"{name}/{library.name}")
 
 
 def _last_step(log_file: Path) -> str:

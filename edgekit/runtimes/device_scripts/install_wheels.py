@@ -8,8 +8,8 @@ for a wheel that would write outside its folder, 5 when CHECK fails, 6 when the 
 
 A wheel that was unpacked is removed from CAS. When something was unpacked, folders of SITE that nothing asked for in
 30 days are removed, and the oldest of those that exceed 1 GiB together; when the device is full, all of them, once.
-Never one that is asked for now, was in the last two minutes, or is on a running process's path. `install_wheels.py --free SITE SHA256...`
-removes all but those in use and the named ones, and prints {"freed": COUNT}.
+Never one that is asked for now, was in the last two minutes, or is on a running process's path.
+`install_wheels.py --free SITE SHA256...` removes all others but the named ones, and prints {"freed": COUNT}.
 """
 
 import errno
