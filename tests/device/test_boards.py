@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.board_arches import require_arch, tree_folders
 from support.host_state import host_state, is_running, processes_of
 
 from edgekit.benchmarks.devices.base import Deadline
-from edgekit.benchmarks.devices.board import BoardDevice, board_unavailable_reason
+from edgekit.benchmarks.devices.board import BoardDevice
 from edgekit.benchmarks.devices.board_records import BoardRecord, boards_folder, running_boards, ssh_files
 from edgekit.benchmarks.devices.boards import board_statuses, start_board, stop_board
 from edgekit.benchmarks.devices.local import cache_dir
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.board]
 @pytest.fixture
 def own_boards(board: BoardDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of the test's own with this host's trees linked in, and no board left running in it."""
-    trees = [path for path in boards_folder().iterdir() if path.name.startswith(("amd64-", "arm64-")) and path.is_dir()]
+    trees = tree_folders()
     wheels = cache_dir() / "wheels"
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGEKIT_SSH_CONFIG", raising=False)
@@ -179,31 +180,24 @@ def test_what_cannot_be_is_said(arguments: list[str], said: str, capsys: pytest.
     assert said in capsys.readouterr().err
 
 
-def require_arm64() -> None:
-    reason = board_unavailable_reason("arm64")
-    if reason and os.environ.get("EDGEKIT_REQUIRE_BOARD") == "1":
-        pytest.fail(f"EDGEKIT_REQUIRE_BOARD=1, and no arm64 board: {reason}")
-    if reason:
-        pytest.skip(f"no arm64 board: {reason}")
-
-
-@pytest.fixture
-def arm64_board(own_boards: None) -> Iterator[BoardRecord]:
-    """A started arm64 board. Absent is a skip, or a failure in CI."""
-    require_arm64()
-    record = start_board("arm64")
+@pytest.fixture(params=["arm64", "armhf"])
+def arm_board(own_boards: None, request: pytest.FixtureRequest) -> Iterator[BoardRecord]:
+    """A started ARM board. Absent is a skip, or a failure in CI."""
+    require_arch(request.param)
+    record = start_board(request.param)
     yield record
     stop_board(record)
 
 
-def test_arm64_is_what_the_board_says_it_is(arm64_board: BoardRecord) -> None:
+def test_arm_is_what_the_board_says_it_is(arm_board: BoardRecord) -> None:
     """Its programs are ARM's, its /proc/cpuinfo is of the processor that qemu emulates, its times are marked."""
-    with open_device(arm64_board.spec) as device:
+    machine, part = {"arm64": ("aarch64", "0xd08"), "armhf": ("armv7l", "0xc0f")}[arm_board.arch]
+    with open_device(arm_board.spec) as device:
         info = device.probe(_soon(60))
-        assert (info.abi, info.emulated) == ("aarch64", True)
+        assert (info.abi, info.emulated) == (machine, True)
         assert "times mean nothing" in (info.emulation or "")
         said = device.run(["cat", "/proc/cpuinfo"], _soon(60)).stdout
-        assert "CPU part\t: 0xd08" in said
-        assert "model name" not in said
-    with open_device(arm64_board.ssh_spec) as device:
-        assert device.run(["uname", "-m"], _soon(60)).stdout == "aarch64\n"
+        assert f"CPU part\t: {part}" in said
+        assert "GenuineIntel" not in said
+    with open_device(arm_board.ssh_spec) as device:
+        assert device.run(["uname", "-m"], _soon(60)).stdout == f"{machine}\n"

@@ -92,8 +92,16 @@ def test_what_is_missing_is_named_with_what_installs_it(tmp_path: Path, monkeypa
     assert (board_unavailable_reason() or "").endswith("apt install debian-archive-keyring")
 
 
+@pytest.mark.parametrize(("arch", "part"), [("arm64", "0xd08"), ("armhf", "0xc0f")])
+def test_an_emulated_processor_is_described_core_by_core(arch: str, part: str) -> None:
+    """As many blocks as cores, numbered, each with the part that qemu emulates."""
+    blocks = board_arch.ARCHES[arch].cpuinfo(3).strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == [f"processor\t: {n}" for n in range(3)]
+    assert all(f"CPU part\t: {part}" in block for block in blocks)
+
+
 def test_what_an_arm_board_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No handler, one that is off, one that is not static: a sentence each; armhf says why there is none."""
+    """No handler, one that is off, one that is not static: a sentence each, and one for what does not exist."""
     monkeypatch.setattr(board_arch.platform, "system", lambda: "Linux")
     monkeypatch.setattr(board_arch.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(board_arch, "_BINFMT", tmp_path)
@@ -105,7 +113,7 @@ def test_what_an_arm_board_needs_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert "flag F" in (board_arch.arch_unavailable_reason("arm64") or "")
     handler.write_text("enabled\ninterpreter /usr/libexec/qemu\nflags: POF\n")
     assert board_arch.arch_unavailable_reason("arm64") is None
-    assert "tflite-runtime" in (board_arch.arch_unavailable_reason("armhf") or "")
+    assert "qemu-arm " in (board_arch.arch_unavailable_reason("armhf") or "")
     assert "board:arm64" in (board_arch.arch_unavailable_reason("pdp11") or "")
 
 

@@ -127,6 +127,24 @@ def test_a_python_too_old_for_the_runtime_is_told(tmp_path: Path) -> None:
     assert "3.12" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("runtime", [ONNXRUNTIME, EXECUTORCH], ids=lambda r: r.name)
+def test_a_runtime_that_is_not_made_for_32_bits_is_told(tmp_path: Path, runtime: RuntimeSpec) -> None:
+    """One sentence before anything is fetched, and what does run there."""
+    with pytest.raises(DeviceUnusable, match=rf"{runtime.name} is not published .*armv7l") as caught:
+        resolve_wheels(runtime, BOARD.model_copy(update={"abi": "armv7l", "python": "3.11.2"}), tmp_path)
+    assert "tflite" in (caught.value.hint or "")
+
+
+def test_32_bit_arm_has_the_last_tflite_runtime(tmp_path: Path) -> None:
+    """It is the one wheel, numpy is the system's; a Python past its last one is refused with the range that serves."""
+    board = BOARD.model_copy(update={"abi": "armv7l", "python": "3.11.2"})
+    assert runtime_identity(LITERT, board) == "tflite-runtime==2.14.0"
+    assert runtime_identity(LITERT, BOARD).endswith("ai-edge-litert==2.3.0")
+    with pytest.raises(DeviceUnusable, match=r"3\.13") as caught:
+        resolve_wheels(LITERT, board.model_copy(update={"python": "3.13.5"}), tmp_path)
+    assert "before 3.12" in (caught.value.hint or "")
+
+
 TOY = RuntimeSpec(
     name="toy", formats=(), imports=(("edgekit_no_such", "edgekit-no-such"),), check="pass", extra="toy",
     wheels=(Wheel(name="toy", version="1"),),
