@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import cast
 
 import pytest
 
+from edgekit.benchmarks.devices.base import Completed, Deadline, Device
 from edgekit.benchmarks.values import DeviceInfo
-from edgekit.errors import DeviceUnusable, HostError, MissingDependencyError
+from edgekit.errors import DeviceDiskFull, DeviceUnusable, HostError, MissingDependencyError
+from edgekit.runtimes import provision as provision_module
 from edgekit.runtimes import wheels
 from edgekit.runtimes.catalog import EXECUTORCH, LITERT, ONNXRUNTIME, RUNTIMES, RuntimeSpec, Wheel
 from edgekit.runtimes.device_scripts import install_wheels
@@ -254,3 +257,40 @@ def test_a_full_device_is_swept_once_and_then_said(tmp_path: Path, monkeypatch: 
     idle.mkdir()  # recent: it stays
     wheel(cas / "bb", {"more.py": ""})
     assert install_wheels.main(str(site), str(cas), "pass", "ready", ["bb"]) == install_wheels.FULL
+
+
+class FullOnce:
+    """A device that has no room for a wheel until it was told to free some."""
+
+    spec, root, python = "full", PurePosixPath("/edgekit"), "python3"
+
+    def __init__(self) -> None:
+        self.said: list[list[str]] = []
+        self.sent = 0
+
+    def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
+        if not self.said:
+            raise DeviceDiskFull("no space left", device=self.spec)
+        self.sent += 1
+        return self.root / "cas" / source.name
+
+    def run(self, argv: list[str], deadline: Deadline) -> Completed:
+        self.said.append(argv)
+        return Completed(argv=tuple(argv), returncode=0, stdout='{"freed": 1}', stderr="")
+
+
+def test_a_device_too_full_for_a_wheel_is_asked_to_free_some(tmp_path: Path) -> None:
+    """Once, keeping the wheels of this runtime, and the wheel is sent again."""
+    device = FullOnce()
+    provision_module._put(cast(Device, device), "/i.py", tmp_path / "w", ["aa", "bb"], Deadline.after(5))
+    assert device.said == [["python3", "/i.py", "--free", "/edgekit/site", "aa", "bb"]]
+    assert device.sent == 1
+
+
+def test_the_installer_frees_by_its_command_line(tmp_path: Path) -> None:
+    """What the host sends to a full device: all that is idle goes, the named ones stay."""
+    gone, kept = _unpacked(tmp_path, "a", 1), _unpacked(tmp_path, "b", 1)
+    argv = [sys.executable, install_wheels.__file__, "--free", str(tmp_path), kept.name]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == '{"freed": 1}\n'
+    assert not gone.exists()
+    assert kept.exists()
