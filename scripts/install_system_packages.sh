@@ -15,14 +15,16 @@ if [[ ${1:-} == --test ]]; then
   packages+=(chromium mksh busybox openssh-server)
 fi
 
+with_arm=no
 if [[ ${1:-} == --test || ${1:-} == --arm ]]; then
+  with_arm=yes
   packages+=(qemu-user-static)
 fi
 
 # The kernel starts ARM programs through qemu once it is told so. Where systemd runs, installing the package does it.
 register_handlers() {
   local place=/proc/sys/fs/binfmt_misc name definition
-  [[ $EUID -eq 0 && $(uname -m) == x86_64 && -e /usr/lib/binfmt.d/qemu-aarch64.conf ]] || return 0
+  [[ $with_arm == yes && $EUID -eq 0 && $(uname -m) == x86_64 && -e /usr/lib/binfmt.d/qemu-aarch64.conf ]] || return 0
   if [[ ! -e $place/register ]] && ! mount -t binfmt_misc binfmt_misc $place 2>/dev/null; then
     echo "no ARM boards: the kernel does not let binfmt_misc be mounted (in a container, do this on its host)"
     return 0

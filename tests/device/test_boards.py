@@ -18,7 +18,7 @@ from support.host_state import host_state, is_running, processes_of
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board import BoardDevice
 from edgekit.benchmarks.devices.board_records import BoardRecord, boards_folder, running_boards, ssh_files
-from edgekit.benchmarks.devices.boards import board_statuses, start_board, stop_board
+from edgekit.benchmarks.devices.boards import board_statuses, create_board, start_board, stop_board
 from edgekit.benchmarks.devices.local import cache_dir
 from edgekit.benchmarks.devices.registry import open_device
 from edgekit.cli.app import run_command_line
@@ -181,10 +181,18 @@ def test_what_cannot_be_is_said(arguments: list[str], said: str, capsys: pytest.
 
 
 @pytest.fixture(params=["arm64", "armhf"])
-def arm_board(own_boards: None, request: pytest.FixtureRequest) -> Iterator[BoardRecord]:
-    """A started ARM board. Absent is a skip, or a failure in CI."""
-    require_arch(request.param)
-    record = start_board(request.param)
+def arm_tree(request: pytest.FixtureRequest) -> str:
+    """An ARM architecture whose tree is in this host's cache. Absent is a skip, or a failure in CI."""
+    arch = str(request.param)
+    require_arch(arch)
+    create_board(arch, lambda step: None)
+    return arch
+
+
+@pytest.fixture
+def arm_board(arm_tree: str, own_boards: None) -> Iterator[BoardRecord]:
+    """A started ARM board."""
+    record = start_board(arm_tree)
     yield record
     stop_board(record)
 
