@@ -28,7 +28,7 @@ DEVICE_FILES = (
         "tests/unit/test_proof",
     ),
     *("tests/unit/test_board_tree", "tests/unit/test_devices", "tests/unit/test_harness", "tests/unit/test_provision"),
-    *("tests/unit/test_runner", "tests/unit/test_hostile_names"),
+    *("tests/unit/test_runner", "tests/unit/test_hostile_names", "tests/unit/test_leases", "tests/unit/test_session"),
 )
 """What uses this host or the board as a device: a device serves one job at a time, so all of it runs in one worker."""
 

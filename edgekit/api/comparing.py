@@ -49,9 +49,8 @@ def compare_artifacts(
 
     Inputs are random, the same for both where their types are. Raises ArtifactError, DeviceError and its kin.
     """
-    from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
     from edgekit.benchmarks.inputs import random_inputs
+    from edgekit.benchmarks.session import measuring_on
     from edgekit.benchmarks.side_by_side import take_turns
     from edgekit.disk import disk_errors_explained
     from edgekit.store import ResultStore
@@ -63,23 +62,13 @@ def compare_artifacts(
             verdict=Verdict.INCOMPARABLE, reasons=refused, interval=None, rounds=(), discarded=(), seconds=0.0
         )
     pair = tuple((artifact, random_inputs(artifact.passport, seed=0)) for artifact in (first, second))
-    with disk_errors_explained(workspace), ResultStore(workspace) as store, open_device(device) as place:
-        info = place.probe(Deadline.after(60))
-        store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
-            turns = take_turns(
-                place,
-                info,
-                (pair[0], pair[1]),
-                plan,
-                store=store,
-                work_dir=workspace / "inputs",
-                seed=seed,
-                on_block=on_block,
-            )
-            return compare_rounds(
-                turns, info, max_regress=max_regress, budget_seconds=budget_seconds, on_round=on_round
-            )
+    with disk_errors_explained(workspace), ResultStore(workspace) as store, measuring_on(device, store) as session:
+        turns = take_turns(
+            session, (pair[0], pair[1]), plan, work_dir=workspace / "inputs", seed=seed, on_block=on_block
+        )
+        return compare_rounds(
+            turns, session.info, max_regress=max_regress, budget_seconds=budget_seconds, on_round=on_round
+        )
 
 
 def _unlike(first: Artifact, second: Artifact) -> tuple[str, ...]:

@@ -14,7 +14,10 @@ __all__ = ["Comparison", "compare_runs", "differences"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """`b` against `a`: `ratio` is b's median latency over a's, with the interval both medians' intervals give."""
+    """`b` against `a`: `ratio` is b's median latency over a's, with the interval both medians' intervals give.
+
+    `ratio` is None where it may not be stated: a run is unsteady, or minima and medians tell different ones.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -52,11 +55,7 @@ def differences(a: Run, b: Run, info_a: DeviceInfo, info_b: DeviceInfo) -> tuple
             ("runtime version", a.runtime.version, b.runtime.version),
             ("threads", a.runtime.threads, b.runtime.threads),
             ("delegate", a.runtime.delegate, b.runtime.delegate),
-            (
-                "calls that are timed",
-                getattr(a.runtime, "interface", None),
-                getattr(b.runtime, "interface", None),
-            ),
+            ("calls that are timed", a.runtime.interface, b.runtime.interface),
         ]
     elif a.runtime and b.runtime:
         pairs.append(("runtime", a.runtime.name, b.runtime.name))
@@ -102,12 +101,15 @@ def _compare(a: Run, b: Run, info_a: DeviceInfo, info_b: DeviceInfo, max_regress
     limit = 1 + max_regress
     reasons = [f"median x {ratio:.4f} (95 % intervals give {low:.4f} to {high:.4f}), allowed x {limit:.4f}"]
     verdict = Verdict.PASS if high <= limit else Verdict.FAIL if low > limit else Verdict.NOISY
-    if stated_ratio(by_minimum, ratio) is None and (by_minimum <= limit) != (ratio <= limit):
-        verdict = Verdict.NOISY
-        reasons.append(f"the minima say x {by_minimum:.4f}: the runs differ in load, not only in the model")
+    stated = stated_ratio(by_minimum, ratio)
+    if stated is None:
+        is_split = (by_minimum <= limit) != (ratio <= limit)
+        verdict = Verdict.NOISY if is_split else verdict
+        why = "the runs differ in load, not only in the model" if is_split else "how much is not sure"
+        reasons.append(f"the minima say x {by_minimum:.4f}: {why}")
     for which, run in (("first", a), ("second", b)):
         unsteady = [str(d) for d in judge_stability(run).doubts if d.decides]
         if unsteady:
-            verdict = Verdict.NOISY
+            verdict, stated = Verdict.NOISY, None
             reasons.append(f"the {which} run is unsteady: {'; '.join(unsteady)}")
-    return Comparison(verdict=verdict, reasons=tuple(reasons), ratio=ratio, ratio_low=low, ratio_high=high)
+    return Comparison(verdict=verdict, reasons=tuple(reasons), ratio=stated, ratio_low=low, ratio_high=high)

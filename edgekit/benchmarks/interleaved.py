@@ -68,6 +68,7 @@ class Interleaved:
     discarded: tuple[str, ...]
     """Why a round was not counted, each naming its round; its runs are stored all the same."""
     seconds: float
+    emulated: bool = False
 
 
 def interval_of(rounds: Sequence[tuple[float, float]], look: int) -> Interval:
@@ -194,7 +195,8 @@ class _Course:
         """The result, with what a reader should know besides."""
         return Interleaved(
             verdict=verdict,
-            reasons=(*reasons, *_remarks(self.taken, self.discarded)),
+            reasons=(*reasons, *_remarks(self.taken, self.discarded, self.info)),
+            emulated=self.info.emulated,
             interval=self.judged.interval if self.judged else self.interval,
             rounds=tuple(self.taken),
             discarded=tuple(self.discarded),
@@ -217,9 +219,11 @@ def _unlike(taken: Sequence[Round], turn: Round, info: DeviceInfo) -> tuple[str,
     return tuple(f"changed while comparing: {d}" for d in told)
 
 
-def _remarks(taken: Sequence[Round], discarded: Sequence[str]) -> list[str]:
-    """What a reader should know besides the verdict: unsteady blocks, rounds that were left out."""
+def _remarks(taken: Sequence[Round], discarded: Sequence[str], info: DeviceInfo) -> list[str]:
+    """What a reader should know besides the verdict: emulation, unsteady blocks, rounds that were left out."""
     found = []
+    if info.emulated:
+        found.append(f"emulated, not a hardware latency: {info.emulation or info.spec}")
     unsteady = [run for t in taken for run in (t.first, t.second) if run.latency_ns]
     noisy = [s for s in map(judge_stability, unsteady) if s.verdict is Verdict.NOISY]
     if noisy:

@@ -80,7 +80,7 @@ def invalid_reasons(run: Run) -> tuple[str, ...]:
     if run.latency_ns and min(run.latency_ns) < 1:
         found.append("a sample of 0 ns: the device's clock is too coarse for this model, or stands still")
     found += [flag for flag in run.flags if _SPOILT.search(flag)]
-    moments = [m for m in (run.before, *(b.state for b in getattr(run, "blocks", ())), run.after) if m is not None]
+    moments = [m for m in (run.before, *(b.state for b in run.blocks), run.after) if m is not None]
     for earlier, later in itertools.pairwise(moments):
         found += [change for change in _changes(earlier, later) if change not in found]
     return tuple(found)
@@ -106,7 +106,7 @@ def _doubt(kind: str, told: str, remedy: str, *, decides: bool = True) -> Doubt:
 
 def _of_amount(run: Run) -> list[Doubt | None]:
     count, seconds = len(run.latency_ns), run.plan.max_seconds
-    total = sum(run.latency_ns) * run.sampled_every * int(getattr(run, "calls_per_sample", 1))
+    total = sum(run.latency_ns) * run.sampled_every * run.calls_per_sample
     cut = few = short = None
     if run.stopped_by == "max_seconds":
         told = f"sampling stopped at {seconds:g} s with {count} samples"

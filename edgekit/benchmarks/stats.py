@@ -11,7 +11,15 @@ import numpy as np
 from edgekit.benchmarks.values import Run
 from edgekit.report.model import LatencySummary
 
-__all__ = ["cold_load_ns", "cold_process_ns", "median_interval_ranks", "stated_ratio", "summarize", "t_quantile"]
+__all__ = [
+    "cold_load_ns",
+    "cold_process_ns",
+    "inferring_ns",
+    "median_interval_ranks",
+    "stated_ratio",
+    "summarize",
+    "t_quantile",
+]
 
 _DISAGREEMENT = 0.10
 """Of the ratio by medians, by which the one by minima may differ before neither is believed."""
@@ -60,6 +68,11 @@ def median_interval_ranks(n: int) -> tuple[int, int]:
             break
         r += 1
     return max(0, r - 1), n - max(1, r)
+
+
+def inferring_ns(run: Run) -> int:
+    """Wall time of the warm phase's inferences, warm-up included; the samples that were not kept by estimate."""
+    return sum(run.latency_ns) * run.calls_per_sample * run.sampled_every + sum(run.warmup_ns)
 
 
 def cold_load_ns(run: Run) -> int | None:

@@ -140,6 +140,7 @@ def _as_record(result: Interleaved, before: Path, after: Path, device: str, allo
         "before": str(before),
         "after": str(after),
         "device": device,
+        "emulated": result.emulated,
         "max_regress": allowed,
         "ratio": interval.ratio if interval else None,
         "ratio_low": interval.low if interval else None,

@@ -212,8 +212,8 @@ def short_flap(bench: Bench) -> None:
 def push_cut(bench: Bench) -> EdgekitError:
     source = bench.folder / "model"
     source.write_bytes(secrets.token_bytes(3 << 20))
-    with meanwhile(lambda: bench.proxy.cut_after(up=1 << 20), lambda: 0.02):
-        error = _raised(lambda: bench.device.put(source, soon(6)))
+    bench.proxy.cut_after(up=1 << 20, every=True)
+    error = _raised(lambda: bench.device.put(source, soon(15)))
     bench.proxy.cut_after()
     stored = bench.folder / "device" / "cas"
     assert not [p for p in stored.iterdir() if not p.name.startswith(".")]  # nothing at a final path

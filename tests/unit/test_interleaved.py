@@ -3,6 +3,9 @@
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -224,3 +227,29 @@ def test_a_change_between_rounds_is_refused() -> None:
     done = compare_rounds(changing(), INFO, max_regress=0.0, budget_seconds=60)
     assert done.verdict is Verdict.INCOMPARABLE
     assert "changed while comparing: governor" in done.reasons[0]
+
+
+def test_an_emulated_device_is_named_as_one() -> None:
+    """A ratio from a board on this host's processor is no hardware's."""
+    board = INFO.model_copy(update={"emulated": True, "emulation": "a container"})
+    done = compare_rounds(turns(1.3), board, max_regress=0.03, budget_seconds=60)
+    assert done.emulated
+    assert "emulated, not a hardware latency: a container" in done.reasons
+
+
+def test_a_block_begun_by_an_interrupted_call_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its phases took longer than this call did: it was not measured beside the other, and is stored but not used."""
+    from edgekit.benchmarks import harness, side_by_side
+
+    old = run_of(9e6, 1, phase_ns={"warm": 10**15})
+    given = iter([old, run_of(1e6, 2), run_of(1e6, 3)])
+    monkeypatch.setattr(harness, "measure", lambda *_args, **_more: next(given))
+    model: Any = SimpleNamespace(passport=SimpleNamespace(name="m"))
+    pair = ((model, model), (model, model))
+    rounds = side_by_side.take_turns(
+        cast(Any, None), INFO, pair, Plan(), store=cast(Any, None), work_dir=tmp_path, seed=0
+    )
+    turn = next(rounds)
+    assert {min(turn.first.latency_ns) < 2e6, min(turn.second.latency_ns) < 2e6} == {True}

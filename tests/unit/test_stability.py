@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.benchmarks.stability import invalid_reasons, judge_stability
-from edgekit.benchmarks.values import Conditions, Plan, Run, RunStatus
+from edgekit.benchmarks.values import Block, Conditions, Plan, Run, RunStatus
 from edgekit.benchmarks.verdict import judge, unstated_speedup
 from edgekit.report.model import Row, Verdict
-from edgekit.schema import Record
 
 
 def run_of(samples: "np.ndarray | list[int]", **changes: object) -> Run:
@@ -141,18 +140,10 @@ def test_what_spoils_a_run_is_named(changes: dict[str, object], named: str) -> N
 def test_a_change_between_blocks_of_samples_is_seen() -> None:
     """Slowed in the middle and quick again at the end: before and after alone would not tell."""
 
-    class Stretch(Record):
-        state: Conditions
-
-    class RunInBlocks(Run):
-        blocks: tuple[Stretch, ...] = ()
-
     slow = COLD.model_copy(update={"cpu_khz": {"cpu0": 10**6}})
-    facts = run_of([10**6] * 200, before=COLD, after=COLD).model_dump()
-    assert invalid_reasons(Run(**facts)) == ()
-    facts.pop("blocks", None)
-    blocks = (Stretch(state=COLD), Stretch(state=slow), Stretch(state=COLD))
-    (reason,) = invalid_reasons(RunInBlocks(**facts, blocks=blocks))
+    assert invalid_reasons(run_of([10**6] * 200, before=COLD, after=COLD)) == ()
+    blocks = tuple(Block(samples=50, waited_ns=0, state=state) for state in (COLD, slow, COLD))
+    (reason,) = invalid_reasons(run_of([10**6] * 200, before=COLD, after=COLD, blocks=blocks))
     assert "from 2000 to 1000 MHz" in reason
 
 

@@ -49,7 +49,7 @@ from edgekit.errors import (
     OutputLimitError,
     UserError,
 )
-from edgekit.schema import sha256_of
+from edgekit.schema import known_sha256, sha256_of
 
 __all__ = ["PosixDevice"]
 
@@ -164,7 +164,7 @@ class PosixDevice:
         try:
             size = source.stat().st_size
             with ThreadPoolExecutor(1) as beside:
-                hashing = beside.submit(sha256_of, source)
+                hashing = beside.submit(known_sha256, source)
                 ahead = self._send_ahead(source, size, deadline) if size >= _AHEAD_BYTES else None
                 sha = hashing.result()
         except OSError as e:
