@@ -39,7 +39,7 @@ def with_cores_of(info: DeviceInfo, plan: Plan) -> Plan:
     everything = tuple(range(info.cores)) if info.cores else ()
     cores = everything if plan.cores == "all" else _cluster(info, plan.cores)
     if not cores:
-        clusters = ", ".join(f"{'-'.join(map(str, c.cores))}" for c in info.clusters) or "none told"
+        clusters = "; ".join(",".join(map(str, c.cores)) for c in info.clusters) or "none told"
         raise UserError(
             f"{info.spec} has no {plan.cores} cores that can be told from others (clusters: {clusters})",
             hint="give CPU numbers, for example cores 0-1, or leave the cores to the scheduler",

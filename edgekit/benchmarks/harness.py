@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Format
 from edgekit.benchmarks.affinity import with_cores_of
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Needed, Watched
 from edgekit.benchmarks.devices.inventory import require_runtime, with_floors_of
@@ -31,7 +31,7 @@ from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
 from edgekit.benchmarks.inputs import InputFiles, InputSet, batch_of, outputs_limit, prepare_inputs, read_outputs
 from edgekit.benchmarks.journal import Store
 from edgekit.benchmarks.result import MAX_RESULT_BYTES, RunnerResult, parse_result, read_result
-from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
+from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus, RuntimeFacts
 from edgekit.benchmarks.waiting import Died, Progress, Start, Watcher, launch, read_progress, wait_until_done
 from edgekit.errors import DeviceError, DeviceRebooted, HostError, Interrupted, InvalidResultError
 from edgekit.runtimes.catalog import RuntimeSpec, runtime_for
@@ -121,6 +121,23 @@ def job_key(
     names = [[t.name for t in passport.inputs], [t.name for t in passport.outputs], batch_of(passport)]
     plan_facts = plan.model_dump(mode="json")
     return digest(passport.sha256, names, files.sha256, plan_facts, runner_sha256, runtime, info.fingerprint())
+
+
+def _with_nodes(facts: RuntimeFacts | None, artifact: Artifact) -> RuntimeFacts | None:
+    """`facts` with the nodes of the delegate as the model file has them, where the runtime does not count its own.
+
+    Only where the file fixes them: a delegate of an ExecuTorch program is part of the program, and a runtime that
+    cannot execute it refuses the program.
+    """
+    passport = artifact.passport
+    if facts is None or facts.delegate is None or facts.total_nodes is not None:
+        return facts
+    if passport.format is not Format.EXECUTORCH:
+        return facts
+    for known in passport.delegates:
+        if known.name.lower().startswith(facts.delegate.lower()):
+            return facts.model_copy(update={"delegate_nodes": known.nodes, "total_nodes": known.total})
+    return facts
 
 
 def _has_outputs(run: Run, store: Store) -> bool:
@@ -269,7 +286,8 @@ class _Job:
         error = result.error
         if result.signal == signal.SIGKILL and (said := killed_for_memory(self.device)) is not None:
             error = f"{error}\nthe device's log: {said}"
-        return self._record(attempt, RunStatus(result.status), error, result.values() | {"flags": tuple(flags)})
+        found = result.values() | {"flags": tuple(flags), "runtime": _with_nodes(result.runtime_facts(), self.artifact)}
+        return self._record(attempt, RunStatus(result.status), error, found)
 
     def _result(self, name: str, text: bytes | None) -> RunnerResult:
         """The checked result: `text`, or what lies on the device where it was too large to come along."""

@@ -72,6 +72,7 @@ class _Conditions(_Strict):
     load_average_1m: Annotated[float, Field(ge=0, le=1e6)] | None
     temperature_milli_c: Annotated[dict[Text, Annotated[int, Field(ge=-300_000, le=1_000_000)]], Field(max_length=512)]
     cpu_khz: Annotated[dict[Text, Annotated[int, Field(ge=0, le=10**9)]], Field(max_length=4096)]
+    cpu_limit_khz: Annotated[dict[Text, Annotated[int, Field(ge=0, le=10**9)]], Field(max_length=4096)]
     governor: Text | None
     battery_percent: Annotated[int, Field(ge=0, le=100)] | None
     is_charging: bool | None
@@ -141,10 +142,14 @@ class RunnerResult(_Strict):
     phase_ns: dict[Literal["cold", "warm", "memory", "profile", "energy", "accuracy"], Nanoseconds]
     starts: Annotated[int, Field(ge=1, le=10**6)]
 
+    def runtime_facts(self) -> RuntimeFacts | None:
+        """What executed, in the record's own type."""
+        return RuntimeFacts(**self.runtime.model_dump()) if self.runtime else None
+
     def values(self) -> dict[str, object]:
         """The fields a `Run` takes over, in its own types."""
         return {
-            "runtime": RuntimeFacts(**self.runtime.model_dump()) if self.runtime else None,
+            "runtime": self.runtime_facts(),
             "cold_starts": tuple(ColdStart(**c.model_dump()) for c in self.cold_starts),
             "warmup_ns": self.warmup_ns,
             "latency_ns": self.latency_ns,

@@ -234,6 +234,8 @@ class Conditions(Record):
     """Thermal zone type to milli-degrees Celsius."""
     cpu_khz: dict[str, int] = Field(default_factory=dict)
     """CPU name (`cpu0`) to its clock."""
+    cpu_limit_khz: dict[str, int] = Field(default_factory=dict)
+    """CPU name to the highest clock the kernel lets it have at that moment; heat lowers it."""
     governor: str | None = None
     wall_ns: int | None = None
     """The device's wall clock; only to see it jump, never to measure with."""

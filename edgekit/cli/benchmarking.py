@@ -141,9 +141,6 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
     return table
 
 
-_SHOWN_OPERATORS = 10
-
-
 def _runtime(run: Run) -> str:
     """Which runtime, and how much of the model its delegate executed."""
     facts = run.runtime
@@ -159,69 +156,52 @@ def _runtime(run: Run) -> str:
 def _details(result: BenchmarkResult) -> list[Table | str]:
     """What was asked for beyond the table: operators and energy, or why they are not there."""
     from edgekit.cli.shown import shown
+    from edgekit.report.runs import energy_text
 
     run, name = result.run, shown(result.artifact.passport.name)
     parts: list[Table | str] = []
     if run.operators:
-        parts.append(_operators(result))
+        parts.append(_operators(run, name))
     elif run.plan.profile and run.status == "ok":
         parts.append(f"{name}: no operator profile: {shown(run.unmeasured.get('operators', 'not measured'))}")
     if run.energy:
-        parts.append(
-            f"{name}: {run.energy.mj_per_inference:.3g} ± {run.energy.error_mj:.2g} mJ per inference above idle "
-            f"({shown(run.energy.source)}: {run.energy.busy_mw:.0f} mW busy, {run.energy.idle_mw:.0f} mW idle)"
-        )
+        parts.append(f"{name}: {shown(energy_text(run.energy))}")
     elif run.plan.energy and run.status == "ok":
         parts.append(f"{name}: no energy: {shown(run.unmeasured.get('energy', 'not measured'))}")
     return parts
 
 
-def _operators(result: BenchmarkResult) -> Table:
+def _operators(run: Run, title: str) -> Table:
     from rich.table import Table
 
     from edgekit.cli.shown import shown
-    from edgekit.report import quantities
+    from edgekit.report.runs import OPERATOR_HEADINGS, operator_rows
 
-    operators = result.run.operators or ()
-    total = sum(o.total_ns for o in operators) or 1
-    runs = max(o.calls for o in operators)
-    table = Table(
-        "operator",
-        "type",
-        "per inference",
-        "share",
-        box=None,
-        pad_edge=False,
-        title=shown(result.artifact.passport.name),
-    )
-    for o in operators[:_SHOWN_OPERATORS]:
-        per_run = quantities.time(round(o.total_ns / runs))
-        table.add_row(shown(o.name[:80]), shown(o.type[:40]), per_run, f"{o.total_ns / total:.1%}")
-    if len(operators) > _SHOWN_OPERATORS:
-        rest = sum(o.total_ns for o in operators[_SHOWN_OPERATORS:])
-        table.add_row(
-            f"{len(operators) - _SHOWN_OPERATORS} more", "", quantities.time(round(rest / runs)), f"{rest / total:.1%}"
-        )
+    table = Table(*map(str.lower, OPERATOR_HEADINGS), box=None, pad_edge=False, title=title)
+    for row in operator_rows(run):
+        table.add_row(*map(shown, row))
     return table
 
 
 def _note(run: Run) -> str:
-    """The error, or whether the numbers are steady, and what was flagged while measuring."""
+    """The error, or whether the numbers are steady and how much was flagged; `_doubts` says what."""
     from edgekit.benchmarks.stability import judge_stability
 
-    if run.error or not run.latency_ns:
-        return "; ".join(run.flags) or (run.error or "")
-    verdict = judge_stability(run).verdict
-    return "; ".join([*(["NOISY"] if verdict == "NOISY" else []), *run.flags])
+    if run.error:
+        return run.error
+    flags = f"{len(run.flags)} flag{'' if len(run.flags) == 1 else 's'}" if run.flags else ""
+    noisy = "NOISY" if run.latency_ns and judge_stability(run).verdict == "NOISY" else ""
+    return "; ".join(filter(None, (noisy, flags)))
 
 
 def _doubts(results: tuple[BenchmarkResult, ...]) -> list[str]:
-    """What makes latencies doubtful and what to do about it, one line each."""
+    """What was flagged while measuring, and what makes latencies doubtful with what to do about it; one line each."""
     from edgekit.benchmarks.stability import judge_stability
+    from edgekit.report.visible import one_line
 
-    return [
-        f"~ {result.artifact.passport.name}: {doubt}"
-        for result in results
-        if result.run.latency_ns
-        for doubt in judge_stability(result.run).doubts
-    ]
+    lines = []
+    for result in results:
+        run = result.run
+        doubts = judge_stability(run).doubts if run.latency_ns else ()
+        lines += [one_line(f"~ {result.artifact.passport.name}: {said}") for said in (*run.flags, *doubts)]
+    return lines

@@ -24,6 +24,7 @@ from edgekit.report.headline import headlines
 from edgekit.report.methods import methods
 from edgekit.report.model import Report
 from edgekit.report.results import result_table, verdict_text
+from edgekit.report.runs import OPERATOR_HEADINGS, operator_rows, run_pairs
 from edgekit.report.sections import (
     comparisons,
     device_facts,
@@ -105,8 +106,10 @@ def _environment() -> Environment:
         png=png_data_uri,
         full=q.grouped_count,
     )
+    environment.filters.update(run_pairs=run_pairs, operator_rows=operator_rows)
     environment.filters.update(proportion=proportion_text, full=q.grouped_count)
     environment.globals["MISSING"] = q.MISSING
+    environment.globals["OPERATOR_HEADINGS"] = OPERATOR_HEADINGS
     return environment
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import doubles
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Delegate, Format
 from edgekit.benchmarks import harness
 from edgekit.benchmarks.devices import launching
 from edgekit.benchmarks.devices.base import Deadline, Launch, Watched
@@ -24,7 +24,7 @@ from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.benchmarks.harness import measure
 from edgekit.benchmarks.inputs import InputSet, prepare_inputs, random_inputs, read_outputs
 from edgekit.benchmarks.journal import MemoryStore
-from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus
+from edgekit.benchmarks.values import DeviceInfo, Plan, Run, RunStatus, RuntimeFacts
 from edgekit.benchmarks.waiting import Watcher
 from edgekit.errors import DeviceLost, Interrupted, InvalidResultError, WorkloadError
 
@@ -395,3 +395,26 @@ def no_ghosts(tmp_path: Path) -> Iterator[None]:
     with LocalDevice(root=tmp_path / "device") as device:
         for job in Path(device.root / "jobs").iterdir():
             device.kill(job.name, Deadline.after(10))
+
+
+@pytest.mark.parametrize(
+    ("format", "delegate", "total", "expected"),
+    [
+        (Format.EXECUTORCH, "XNNPACK", None, (12, 13)),
+        (Format.EXECUTORCH, None, None, (None, None)),
+        (Format.EXECUTORCH, "Vulkan", None, (None, None)),
+        (Format.EXECUTORCH, "XNNPACK", 7, (None, 7)),
+        (Format.ONNX, "XNNPACK", None, (None, None)),
+    ],
+)
+def test_a_delegate_that_the_file_fixes_has_the_files_nodes(
+    tmp_path: Path, format: Format, delegate: str | None, total: int | None, expected: tuple[int | None, int | None]
+) -> None:
+    """ExecuTorch's runtime counts no nodes, its program does; what a runtime counted, or may leave out, stays."""
+    passport = doubles.artifact(tmp_path).passport.model_copy(
+        update={"format": format, "delegates": (Delegate(name="XnnpackBackend", nodes=12, total=13),)}
+    )
+    facts = RuntimeFacts(name="executorch", version="1", threads=1, delegate=delegate, total_nodes=total)
+    found = harness._with_nodes(facts, Artifact(path=Path("m"), passport=passport))
+    assert found is not None
+    assert (found.delegate_nodes, found.total_nodes) == expected

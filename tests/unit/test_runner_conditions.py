@@ -56,7 +56,7 @@ def plan(**limits: Any) -> Plan:
         "max_load": None,
         "gate_wait_seconds": 10.0,
     }
-    others = dict.fromkeys(set(Plan.__dataclass_fields__) - set(nothing))
+    others = dict.fromkeys(set(Plan._fields) - set(nothing))
     return Plan(**{**others, **nothing, **limits})
 
 
@@ -141,6 +141,15 @@ def test_a_gate_that_stays_shut_is_passed_and_flagged(root: Path, limits: dict[s
     assert gate.wait() == 10
     assert gate.wait() == 0
     assert gate.flags == [f"measured all the same: {said}, after 10 s of waiting"]
+
+
+def test_a_condition_is_flagged_once_however_often_it_is_let_pass(root: Path) -> None:
+    """A hundred repeats over the bound, each at another temperature, are one flag: a result holds 64 at the most."""
+    gate = Time().gate(max_temperature_c=60.0, min_battery_percent=50, gate_wait_seconds=0)
+    for milli in range(61_000, 71_000, 100):
+        put_zone(root, 0, "cpu", milli)
+        gate.wait()
+    assert [flag.partition(",")[0] for flag in gate.flags] == ["measured all the same: cpu is at 61.0 °C"]
 
 
 def test_what_a_gate_cannot_read_is_named(root: Path) -> None:

@@ -47,10 +47,11 @@ While it works the runner keeps `progress.json` (rewritten by rename, about once
      "unmeasured": {"field": "reason"}, "flags": ["text"], "phase_ns": {"cold": 1, "warm": 1}, "starts": 1}
 
 CONDITIONS is {"monotonic_ns", "wall_ns", "load_average_1m", "temperature_milli_c": {zone: int},
-"cpu_khz": {cpu: int}, "governor", "battery_percent", "is_charging"}. A latency is the time of one sample divided by
-its `calls_per_sample`; `blocks` says what the device was like before each stretch of samples, and how long the
-plan's gates held it up. `outputs.npz` (uncompressed, no pickles) holds `output_0`, `output_1`, … as [N, ...] in the
-artifact's own dtype, in the order of "outputs".
+"cpu_khz": {cpu: int}, "cpu_limit_khz": {cpu: int}, "governor", "battery_percent", "is_charging"}. A latency is the
+time of one sample divided by its `calls_per_sample`; `blocks` says what the device was like before each stretch of
+samples, and how long the plan's gates held it up. The gates share `gate_wait_seconds` over the whole job. `flags` also
+tell what `changes.py` finds in the conditions: clocks, heat, a wall clock that jumped. `outputs.npz` (uncompressed, no
+pickles) holds `output_0`, `output_1`, … as [N, ...] in the artifact's own dtype, in the order of "outputs".
 
 Every phase (`cold`, `warm`, `memory`, `profile`, `energy`, `accuracy`) runs in a fresh child process and is saved as
 `phase-NAME.json` when it ended; evaluation also saves each chunk of outputs. A runner that was killed and is started

@@ -24,7 +24,8 @@ def conditions() -> dict[str, Any]:
         "wall_ns": time.time_ns(),
         "load_average_1m": load_average(),
         "temperature_milli_c": temperatures(),
-        "cpu_khz": _clocks(system("/sys/devices/system/cpu")),
+        "cpu_khz": _clocks("scaling_cur_freq"),
+        "cpu_limit_khz": _clocks("scaling_max_freq"),
         "governor": read_text(system("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "battery_percent": percent,
         "is_charging": charging,
@@ -82,10 +83,11 @@ def battery() -> tuple[Optional[int], Optional[bool]]:
     return None, None
 
 
-def _clocks(root: str) -> dict[str, int]:
+def _clocks(name: str) -> dict[str, int]:
+    """CPU (`cpu0`) to kHz, from the file `name` of its cpufreq."""
     found: dict[str, int] = {}
-    for cpu in sorted(glob.glob(os.path.join(root, "cpu[0-9]*"))):
-        value = integer(read_text(os.path.join(cpu, "cpufreq", "scaling_cur_freq")))
+    for cpu in sorted(glob.glob(system("/sys/devices/system/cpu/cpu[0-9]*"))):
+        value = integer(read_text(os.path.join(cpu, "cpufreq", name)))
         if value is not None:
             found[os.path.basename(cpu)] = value
     return found

@@ -1,16 +1,21 @@
 """Waiting until the device is fit to be measured: cool, charged, on battery, idle, as the plan asks."""
 
+import glob
 import time
 from typing import Callable, Optional
 
 from .conditions import battery, load_average, temperatures
-from .job import Plan
+from .files import read_json
+from .job import Job, Plan
 
 _LOOK_SECONDS = 1.0
 
 
 class Gate:
-    """The plan's conditions. It waits for `gate_wait_seconds` in all; when they are over, it says so and lets pass."""
+    """The plan's conditions. It waits for `gate_wait_seconds` in all; when they are over, it says so and lets pass.
+
+    `waited_seconds` were used up by the same job before, in other processes.
+    """
 
     def __init__(
         self,
@@ -23,7 +28,7 @@ class Gate:
         self._sleep = sleep
         self._now = now
         self.waited_seconds = waited_seconds
-        self.flags: list[str] = []
+        self._flagged: dict[str, str] = {}
         self.unmeasured: dict[str, str] = {}
 
     def wait(self, beat: Callable[[], None] = lambda: None) -> float:
@@ -39,14 +44,23 @@ class Gate:
             beat()
         self.waited_seconds += waited
         if why is not None:
-            flag = f"measured all the same: {why}, after {self.waited_seconds:.0f} s of waiting"
-            if flag not in self.flags:
-                self.flags.append(flag)
+            kind, reason = why
+            flag = f"measured all the same: {reason}, after {self.waited_seconds:.0f} s of waiting"
+            self._flagged.setdefault(kind, flag)
         return waited
 
-    def _closed(self) -> Optional[str]:
-        """Why the device is not fit now; None when it is, or nothing tells."""
-        return self._hot() or self._battery() or self._loaded()
+    @property
+    def flags(self) -> list[str]:
+        """What the device was let pass with; one a condition, the first time."""
+        return list(self._flagged.values())
+
+    def _closed(self) -> Optional[tuple[str, str]]:
+        """(condition, why the device is not fit now); None when it is, or nothing tells."""
+        for kind, look in (("heat", self._hot), ("battery", self._battery), ("load", self._loaded)):
+            why = look()
+            if why is not None:
+                return kind, why
+        return None
 
     def _hot(self) -> Optional[str]:
         limit = self._plan.max_temperature_c
@@ -82,3 +96,9 @@ class Gate:
             self.unmeasured["gate.max_load"] = "the system does not tell its load"
             return None
         return f"the load is {load:.2f}, over {limit:g}" if load > limit else None
+
+
+def waited_seconds_of(job: Job) -> float:
+    """What the job's cold starts, which are saved, have waited for the gates."""
+    saved = (read_json(path) or {} for path in glob.glob(glob.escape(job.directory) + "/phase-cold-*.json"))
+    return float(sum(found.get("waited_ns", 0) for found in saved)) / 1e9

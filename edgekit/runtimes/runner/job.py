@@ -1,15 +1,16 @@
-"""The job as read from `job.json`; see the package docstring for the format."""
+"""The job as read from `job.json`; see the package docstring for the format.
+
+Named tuples: `dataclasses` would import `inspect`, a good part of the time each process of a job takes to start.
+"""
 
 import json
 import os
-from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from . import SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How to measure; the fields are those of `edgekit.benchmarks.values.Plan`."""
 
     threads: int
@@ -34,8 +35,7 @@ class Plan:
     gate_wait_seconds: float
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One job: what to run, on what, how."""
 
     directory: str

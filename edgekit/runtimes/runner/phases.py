@@ -15,7 +15,7 @@ from .backends import DelegateMissing, NoProfile, bound
 from .conditions import conditions
 from .energy import BUSY_SECONDS
 from .files import sha256_of
-from .gates import Gate
+from .gates import Gate, waited_seconds_of
 from .job import Job
 from .sampling import quartiles, sample, warm_up
 
@@ -55,12 +55,15 @@ def warm(job: Job, backend: Any) -> dict[str, Any]:
     prepared = _Inputs(job, backend).prepared()
     calls = [bound(backend, inputs) for inputs in prepared]
     _check_bound(backend, calls[0], prepared[0])
-    gate = Gate(plan)
+    gate = Gate(plan, waited_seconds_of(job))
+    told = [gate.waited_seconds]
 
     def before_block() -> dict[str, Any]:
-        waited = gate.wait()
-        return {"waited_ns": round(waited * 1e9), "state": conditions()}
+        gate.wait()
+        since, told[0] = told[0], gate.waited_seconds
+        return {"waited_ns": round((gate.waited_seconds - since) * 1e9), "state": conditions()}
 
+    gate.wait()
     warmups, settled = warm_up(calls, max(1, plan.warmup_min_runs), plan.warmup_max_seconds)
     expected = quartiles(warmups[-10:])[1] if warmups else None
     found = sample(calls, expected, plan.min_samples, plan.min_seconds, plan.max_seconds, before_block)

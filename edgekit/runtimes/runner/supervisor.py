@@ -9,10 +9,11 @@ import time
 from typing import Any, Callable, Optional
 
 from . import SCHEMA_VERSION
+from .changes import changes
 from .conditions import boot_id, conditions
 from .energy import IDLE_SECONDS, Meter, NoEnergy, account
 from .files import read_json, write_json
-from .gates import Gate
+from .gates import Gate, waited_seconds_of
 from .job import Job, Plan, read_job
 
 _BEAT_SECONDS = 1.0
@@ -62,7 +63,7 @@ def supervise(directory: str, argv: list[str]) -> int:
     steps = _steps(job.plan)
     progress = Progress(job, len(steps), state["boot_id"])
     error: Optional[PhaseError] = None
-    gate = Gate(job.plan)
+    gate = Gate(job.plan, waited_seconds_of(job))
     for done, (name, phase) in enumerate(steps):
         progress.show(phase=name, done=done)
         try:
@@ -71,7 +72,7 @@ def supervise(directory: str, argv: list[str]) -> int:
         except PhaseError as e:
             error = e
             break
-    write_json(job.path("result.json"), _result(job, state, steps, gate, error))
+    write_json(job.path("result.json"), _result(job, state, steps, error), durable=True)
     progress.show(state="done", phase="", done=len(steps))
     return 0
 
@@ -127,12 +128,15 @@ def _run_step(step: _Step) -> None:
     """Run one step in a fresh child unless it is saved already; raises PhaseError."""
     if os.path.exists(step.saved):
         return
-    if step.phase == "cold":  # the warm phase waits before each of its blocks, itself
-        step.gate.wait(step.beat)
+    if step.phase != "cold":  # the warm phase waits before its warm-up and its blocks, itself
+        found, elapsed = _found_by(step)
+        write_json(step.saved, dict(found, phase_ns=elapsed))
+        return
+    gate = step.gate
+    waited = gate.wait(step.beat)
     found, elapsed = _found_by(step)
-    if step.phase == "cold":
-        found["process_ns"] = elapsed
-    write_json(step.saved, dict(found, phase_ns=elapsed))
+    kept = {"waited_ns": round(waited * 1e9), "flags": list(gate.flags), "unmeasured": dict(gate.unmeasured)}
+    write_json(step.saved, dict(found, **kept, process_ns=elapsed, phase_ns=elapsed))
 
 
 def _found_by(step: _Step) -> tuple[dict[str, Any], int]:
@@ -234,15 +238,18 @@ def _tail(path: str) -> str:
 
 
 def _result(
-    job: Job, state: dict[str, Any], steps: list[tuple[str, str]], gate: Gate, error: Optional[PhaseError]
+    job: Job, state: dict[str, Any], steps: list[tuple[str, str]], error: Optional[PhaseError]
 ) -> dict[str, Any]:
     """`result.json` from the saved phases; see the package docstring."""
+    after = conditions()
     saved: dict[str, Any] = {name: read_json(job.path(f"phase-{name}.json")) for name, _ in steps}
     colds = [found for name, phase in steps if phase == "cold" and (found := saved[name])]
     warm = saved.get("warm") or {}
     memory = saved.get("memory") or {}
     profile, energy = saved.get("profile") or {}, saved.get("energy") or {}
     accuracy = saved.get("accuracy") or {}
+    parts = [*colds, warm, memory]
+    told = changes(state["before"], [block["state"] for block in warm.get("blocks", [])], after, job.plan)
     keys = ("import_ns", "load_ns", "first_inference_ns", "process_ns")
     return {
         "schema_version": SCHEMA_VERSION,
@@ -262,11 +269,11 @@ def _result(
         "operators": profile.get("operators"),
         "energy": energy.get("energy"),
         "before": state["before"],
-        "after": conditions(),
+        "after": after,
         "evaluated": accuracy.get("evaluated"),
         "outputs": accuracy.get("outputs"),
-        "unmeasured": {**gate.unmeasured, **_unmeasured(job.plan, saved, error)},
-        "flags": [*gate.flags, *(flag for part in (warm, memory) for flag in part.get("flags", []))],
+        "unmeasured": _unmeasured(job.plan, saved, error),
+        "flags": list(dict.fromkeys([flag for part in parts for flag in part.get("flags", [])] + told)),
         "phase_ns": _phase_times(steps, saved),
         "starts": state["starts"],
     }
