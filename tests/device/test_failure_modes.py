@@ -25,7 +25,7 @@ from support.fake_adbd import FakeAdbd
 from support.links import meanwhile, soon
 from support.proxy import Proxy
 
-from edgekit.benchmarks.devices import launching, posix, quarantine
+from edgekit.benchmarks.devices import calls, launching, posix, quarantine
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.lock import device_lock
 from edgekit.benchmarks.failures import failure_of
@@ -351,12 +351,12 @@ def flapping_link(bench: Bench) -> EdgekitError:
     def cut() -> None:
         bench.proxy.cut()
 
-    bench.monkeypatch.setattr(posix, "_ATTEMPTS", 1)
+    bench.monkeypatch.setattr(calls, "_ATTEMPTS", 1)
     with meanwhile(cut, lambda: 0.01):
         errors = [_raised(lose) for _ in range(4)]
     assert [e.code for e in errors] == ["DEVICE_LOST", "DEVICE_LOST", "DEVICE_FLAPPING", "DEVICE_FLAPPING"]
     assert "not used for" in errors[3].message
-    bench.monkeypatch.setattr(posix, "_ATTEMPTS", 4)
+    bench.monkeypatch.setattr(calls, "_ATTEMPTS", 4)
     with bench.another(bench.fake.serial) as other:
         elsewhere = info.model_copy(update={"serial": f"other-{secrets.token_hex(4)}"})
         options: dict[str, Any] = {"work_dir": bench.folder / "work2", "runtime": doubles.DOUBLE}

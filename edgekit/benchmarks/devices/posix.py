@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import shutil
 import tempfile
@@ -30,11 +29,12 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from edgekit.benchmarks.devices.base import Completed, Deadline, Launch, Watched
+from edgekit.benchmarks.devices.calls import Calls
 from edgekit.benchmarks.devices.jobs import alive_script, end_others_script, kill_script, start_script
 from edgekit.benchmarks.devices.launching import Seen, launch_script, read_watched, watch_script
 from edgekit.benchmarks.devices.room import free_room_script
-from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, number, quote, under_root, unwrap, wrap
-from edgekit.benchmarks.devices.transport import LinkDown, OnOutput, Reply, Transport
+from edgekit.benchmarks.devices.script import checked_name, command, new_nonce, number, quote, under_root
+from edgekit.benchmarks.devices.transport import LinkDown, Reply, Transport
 from edgekit.errors import (
     CommandError,
     DeviceDiskFull,
@@ -44,7 +44,6 @@ from edgekit.errors import (
     DeviceTimeout,
     DeviceUnusable,
     HostError,
-    HungCommand,
     IntegrityError,
     OutputLimitError,
     UserError,
@@ -55,21 +54,18 @@ __all__ = ["PosixDevice"]
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 4
 _AHEAD_BYTES = 4 << 20
 """From here on hashing takes longer than one more question."""
-_CLEANUP_SECONDS = 1.5
 _KEEP_SECONDS = 900.0
 """A file that was put so lately is not removed to make room: the job it is for may be about to start."""
 _START_BYTES = 1 << 20
 """Room that is made where a job could not be started for want of it."""
-_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
 _SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi <"$1"; }; '
 
 T = TypeVar("T")
 
 
-class PosixDevice:
+class PosixDevice(Calls):
     """A device with a POSIX shell. Subclasses give the transport, and what `probe` says of it."""
 
     setsid = "setsid"
@@ -81,22 +77,10 @@ class PosixDevice:
     def __init__(self, *, spec: str, transport: Transport, root: PurePosixPath, python: str = "python3") -> None:
         if not root.is_absolute():
             raise UserError(f"edgekit's folder on the device must be an absolute path, not '{root}'")
-        self._spec = spec
-        self._transport = transport
-        self._root = root
+        super().__init__(spec=spec, transport=transport, root=root)
         self._python = python
         self._put_at: dict[str, float] = {}
         """sha256 of what this object has put, to the monotonic time of it."""
-        self._orphans: list[str] = []
-        """Nonces of commands that were lost with the link and may still run."""
-
-    @property
-    def spec(self) -> str:
-        return self._spec
-
-    @property
-    def root(self) -> PurePosixPath:
-        return self._root
 
     @property
     def python(self) -> str:
@@ -147,18 +131,6 @@ class PosixDevice:
                 device=self.spec, argv=argv, returncode=done.returncode, stdout=done.stdout, stderr=done.stderr
             )
         return done
-
-    def _command(self, body: str, deadline: Deadline) -> Reply:
-        """One command of the caller's; what of it outlives a lost link is ended when the link is back."""
-        nonce = new_nonce()
-        try:
-            return self._shell(body, deadline, nonce)
-        except LinkDown:
-            raise
-        except DeviceLost:
-            if self._transport.outlives_client:
-                self._orphans.append(nonce)
-            raise
 
     def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
         try:
@@ -379,56 +351,6 @@ class PosixDevice:
         partial.unlink(missing_ok=True)
         return False
 
-    def _query(self, body: str, deadline: Deadline) -> str:
-        """What an idempotent script printed; retried when the link is lost. Raises CommandError when it failed."""
-        reply = self._retried("query", deadline, lambda: self._shell(body, deadline))
-        if reply.returncode != 0:
-            self._raise_if_full(reply)
-            raise self._failed(body.strip().splitlines()[0], reply)
-        return reply.stdout.decode("utf-8", "replace")
-
-    def _shell(
-        self, body: str, deadline: Deadline, nonce: str | None = None, on_output: OnOutput | None = None
-    ) -> Reply:
-        """One script to its end, whole. Kills what it left behind when it had to be given up."""
-        nonce = nonce or new_nonce()
-        script = wrap(body, nonce)
-        orphans, self._orphans = self._orphans, []
-        for orphan in orphans:
-            if self._end_abandoned(orphan, deadline) is None:
-                self._orphans.append(orphan)
-        try:
-            return unwrap(self._transport.shell(script, deadline, on_output=on_output), nonce, self.spec)
-        except DeviceTimeout as e:
-            # Killed on a device that answers: it was the command that hung, not the link.
-            if not self._transport.outlives_client or self._end_abandoned(nonce):
-                raise HungCommand("a command was not done at its deadline and was killed", device=self.spec) from e
-            raise
-        except (OutputLimitError, KeyboardInterrupt):
-            if self._transport.outlives_client:
-                self._end_abandoned(nonce)
-            raise
-
-    def _end_abandoned(self, nonce: str, deadline: Deadline | None = None) -> bool | None:
-        """Kill the processes of a script that no one waits for any more; whether the device says it killed some.
-
-        Best effort: None where the link is gone.
-        """
-        # adbd kills the shell when its client goes, not what the shell runs: that is found by its environment.
-        # Quotes in the middle of the nonce keep this script from finding itself.
-        split = f"{nonce[:8]}''{nonce[8:]}"
-        script = (
-            f"for f in $(grep -l {split} /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null); do "
-            "p=${f#/proc/}; kill -9 ${p%/*} 2>/dev/null && echo killed; done; :"
-        )
-        try:
-            until = deadline.within(_CLEANUP_SECONDS) if deadline else Deadline.after(_CLEANUP_SECONDS)
-            reply = self._transport.shell(script, until)
-        except DeviceError as e:
-            log.warning("%s: a command that was given up may still run: %s", self.spec, e.message)
-            return None
-        return b"killed" in reply.stdout
-
     def _with_room(self, needed: int, deadline: Deadline, step: Callable[[], T]) -> T:
         """`step()`; where the device is full, once more after edgekit's own files there, oldest first, made room."""
         try:
@@ -443,37 +365,3 @@ class PosixDevice:
                 "%s: full; removed %s files (%s bytes) that were not used lately: %s", self.spec, *freed, e.message
             )
             return step()
-
-    def _retried(
-        self, what: str, deadline: Deadline, step: Callable[[], T], *, only: type[DeviceLost] = DeviceLost
-    ) -> T:
-        """`step()`, tried again after a lost link (of the kind `only`) while time is left."""
-        for attempt in range(1, _ATTEMPTS):
-            try:
-                return step()
-            except only as e:
-                if deadline.remaining <= 0:
-                    raise
-                log.warning(
-                    "%s: %s failed (attempt %d of %d), trying again: %s", self.spec, what, attempt, _ATTEMPTS, e
-                )
-                time.sleep(min(0.1 * attempt, deadline.remaining))
-                self._transport.recover(deadline)
-        return step()
-
-    def _raise_if_full(self, reply: Reply) -> None:
-        if _NO_SPACE.search(reply.stderr.decode("utf-8", "replace")):
-            raise DeviceDiskFull(
-                f"no space left where {self._root} lies",
-                device=self.spec,
-                hint=f"free some, for example by removing {self._root}/cas (files there are sent again when needed)",
-            )
-
-    def _failed(self, what: str, reply: Reply) -> CommandError:
-        return CommandError(
-            device=self.spec,
-            argv=[what],
-            returncode=reply.returncode,
-            stdout=reply.stdout.decode("utf-8", "replace"),
-            stderr=reply.stderr.decode("utf-8", "replace"),
-        )
