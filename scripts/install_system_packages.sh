@@ -4,6 +4,7 @@
 #   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
 #   scripts/install_system_packages.sh --test   also a browser for the report's tests, other shells for the device scripts,
 #                                               and sshd (the tests start their own; no server is started by installing it)
+#   scripts/install_system_packages.sh --arm    also qemu, for board:arm64 and board:armhf; --test does this, too
 #
 # edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
 # uses other data and leaves the board out, and the tests that need them are skipped with a reason.
@@ -14,6 +15,28 @@ if [[ ${1:-} == --test ]]; then
   packages+=(chromium mksh busybox openssh-server)
 fi
 
+with_arm=no
+if [[ ${1:-} == --test || ${1:-} == --arm ]]; then
+  with_arm=yes
+  packages+=(qemu-user-static)
+fi
+
+# The kernel starts ARM programs through qemu once it is told so. Where systemd runs, installing the package does it.
+register_handlers() {
+  local place=/proc/sys/fs/binfmt_misc name definition
+  [[ $with_arm == yes && $EUID -eq 0 && $(uname -m) == x86_64 && -e /usr/lib/binfmt.d/qemu-aarch64.conf ]] || return 0
+  if [[ ! -e $place/register ]] && ! mount -t binfmt_misc binfmt_misc $place 2>/dev/null; then
+    echo "no ARM boards: the kernel does not let binfmt_misc be mounted (in a container, do this on its host)"
+    return 0
+  fi
+  for name in qemu-aarch64 qemu-arm; do
+    definition=/usr/lib/binfmt.d/$name.conf
+    if [[ ! -e $place/$name ]] && ! cat "$definition" >"$place/register"; then
+      echo "no ARM boards: the kernel refused the handler $name"
+    fi
+  done
+}
+
 missing=()
 for package in "${packages[@]}"; do
   if ! dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
@@ -21,6 +44,7 @@ for package in "${packages[@]}"; do
   fi
 done
 if ((${#missing[@]} == 0)); then
+  register_handlers
   exit 0
 fi
 
@@ -52,3 +76,4 @@ done
 if [[ " ${missing[*]} " == *" openssh-server "* ]] && command -v systemctl >/dev/null; then
   systemctl disable -q ssh.service ssh.socket 2>/dev/null || true  # and none after the next boot either
 fi
+register_handlers

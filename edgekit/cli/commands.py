@@ -10,6 +10,7 @@ from edgekit.cli import (  # noqa: F401, I001  (the order is the order of the he
     packing,
     benchmarking,
     devices,
+    board,
     comparing,
     reporting,
     scaffolding,

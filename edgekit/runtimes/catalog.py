@@ -13,12 +13,14 @@ __all__ = ["EXECUTORCH", "LITERT", "ONNXRUNTIME", "RUNTIMES", "RuntimeSpec", "Wh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
-    """One pinned package a device needs, for Python versions in [`since`, `before`)."""
+    """One pinned package a device needs, for Python versions in [`since`, `before`) and `machines` (None: any)."""
 
     name: str
     version: str
     since: tuple[int, int] = (3, 9)
     before: tuple[int, int] = (4, 0)
+    machines: tuple[str, ...] | None = None
+    """As `uname -m` says it."""
 
     @property
     def requirement(self) -> str:
@@ -45,28 +47,37 @@ class RuntimeSpec:
     """The extra of edgekit that brings it to this host."""
     backend_file: Path | None = None
 
+    def wheels_for(self, machine: str | None) -> tuple[Wheel, ...]:
+        """Those that a device of this machine needs; empty where the runtime is not published for it."""
+        return tuple(w for w in self.wheels if w.machines is None or machine in w.machines)
+
 
 # The shortest lists with which each runtime imported and ran on a Debian 13 tree with nothing but python3 and
 # libstdc++6. The wheels' own metadata ask for more (protobuf, tqdm, ml_dtypes, packaging), which only their
 # converters and tools use.
+_64_BIT = ("x86_64", "aarch64")
 _NUMPY = (
-    Wheel(name="numpy", version="2.5.5", since=(3, 12)),
-    Wheel(name="numpy", version="2.2.6", since=(3, 10), before=(3, 12)),
+    Wheel(name="numpy", version="2.5.5", since=(3, 12), machines=_64_BIT),
+    Wheel(name="numpy", version="2.2.6", since=(3, 10), before=(3, 12), machines=_64_BIT),
 )
+# 32-bit ARM: the last runtime that is published for it; there is no numpy wheel, the system's (before 2) serves.
+_TFLITE_RUNTIME = Wheel(name="tflite-runtime", version="2.14.0", before=(3, 12), machines=("armv7l",))
 
 LITERT = RuntimeSpec(
     name="litert",
     formats=(Format.TFLITE,),
     imports=(("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime")),
-    wheels=(*_NUMPY, Wheel(name="ai-edge-litert", version="2.3.0", since=(3, 10))),
-    check="import ai_edge_litert.interpreter",
+    wheels=(*_NUMPY, Wheel(name="ai-edge-litert", version="2.3.0", since=(3, 10), machines=_64_BIT), _TFLITE_RUNTIME),
+    check="import importlib.util, numpy; "
+    "name = 'ai_edge_litert' if importlib.util.find_spec('ai_edge_litert') else 'tflite_runtime'; "
+    "__import__(name + '.interpreter')",
     extra="tflite",
 )
 ONNXRUNTIME = RuntimeSpec(
     name="onnxruntime",
     formats=(Format.ONNX,),
     imports=(("onnxruntime", "onnxruntime"),),
-    wheels=(*_NUMPY, Wheel(name="onnxruntime", version="1.32.0", since=(3, 11))),
+    wheels=(*_NUMPY, Wheel(name="onnxruntime", version="1.32.0", since=(3, 11), machines=_64_BIT)),
     check="import numpy, onnxruntime",
     extra="onnx",
 )
@@ -74,7 +85,7 @@ EXECUTORCH = RuntimeSpec(
     name="executorch",
     formats=(Format.EXECUTORCH,),
     imports=(("executorch_numpy_runtime", "executorch-numpy-runtime"), ("executorch", "executorch")),
-    wheels=(*_NUMPY, Wheel(name="executorch-numpy-runtime", version="1.4.0", since=(3, 12))),
+    wheels=(*_NUMPY, Wheel(name="executorch-numpy-runtime", version="1.4.0", since=(3, 12), machines=_64_BIT)),
     check="import executorch_numpy_runtime",
     extra="executorch",
 )

@@ -9,6 +9,7 @@ from edgekit.artifact import Format, Passport
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import EdgekitError, Problem, UnsupportedError
 from edgekit.runtimes.catalog import RuntimeSpec, runtime_for
+from edgekit.runtimes.wheels import python_hint
 
 __all__ = ["LoadFinding", "examine", "require_new_enough"]
 
@@ -18,8 +19,6 @@ _DISTRIBUTIONS = {
     "tflite-runtime": ("tflite-runtime",),
 }
 """Name in a passport's `minimum_runtime` to the distributions whose versions count as its."""
-_ABIS = ("x86_64", "aarch64", "arm64", "amd64")
-"""Those the runtimes publish wheels for, all three of them."""
 _MEMORY_SHARE = 0.8
 """Of a device's RAM, which a system leaves to one program at best."""
 
@@ -91,17 +90,18 @@ def _wheels(runtime: RuntimeSpec, info: DeviceInfo) -> tuple[LoadFinding, ...]:
     """Whether the runtime is published for the device's processor and Python."""
     if info.kind == "local" or not runtime.wheels or not info.python:
         return ()
-    if info.abi not in _ABIS:
+    known = runtime.wheels_for(info.abi)
+    if not known:
         detail = f"no wheels of {runtime.name} are published for {info.abi or 'an unknown ABI'}"
         return (LoadFinding(what="runtime", is_ok=False, detail=detail, hint="use a 64-bit system"),)
     version = _numbers(info.python)[:2]
-    names = {wheel.name for wheel in runtime.wheels}
-    served = {wheel.name for wheel in runtime.wheels if wheel.since <= version < wheel.before}
+    names = {wheel.name for wheel in known}
+    served = {wheel.name for wheel in known if wheel.since <= version < wheel.before}
     if served == names:
         return ()
     missing = ", ".join(sorted(names - served))
     detail = f"no wheel of {missing} for Python {info.python}"
-    return (LoadFinding(what="runtime", is_ok=False, detail=detail, hint="install a newer Python on the device"),)
+    return (LoadFinding(what="runtime", is_ok=False, detail=detail, hint=python_hint(known)),)
 
 
 def _version(passport: Passport, runtime: RuntimeSpec, info: DeviceInfo) -> LoadFinding:

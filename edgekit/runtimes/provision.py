@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.benchmarks.devices.asking import ask
 from edgekit.benchmarks.devices.base import Deadline, Device, Needed
 from edgekit.benchmarks.values import DeviceInfo
-from edgekit.errors import DeviceUnusable, IntegrityError, MissingDependencyError
+from edgekit.errors import DeviceDiskFull, DeviceUnusable, IntegrityError, MissingDependencyError
 from edgekit.runtimes.catalog import RuntimeSpec
-from edgekit.runtimes.device_scripts.install_wheels import BROKEN, REFUSED
+from edgekit.runtimes.device_scripts.install_wheels import BROKEN, FULL, REFUSED
 from edgekit.runtimes.wheels import resolve_wheels
 from edgekit.schema import digest, parse_json
 
 __all__ = ["Provision", "provided", "provision", "runtime_identity", "wheel_cache"]
+
+log = logging.getLogger(__name__)
 
 _INSTALLER = Path(__file__).parent / "device_scripts" / "install_wheels.py"
 
@@ -48,7 +51,7 @@ def runtime_identity(runtime: RuntimeSpec, info: DeviceInfo) -> str:
     """
     if info.kind == "local":
         return "+".join(_installed(runtime))
-    return "+".join(w.requirement for w in runtime.wheels)
+    return "+".join(w.requirement for w in runtime.wheels_for(info.abi))
 
 
 def provided(device: Device, info: DeviceInfo, runtime: RuntimeSpec) -> Provision:
@@ -92,13 +95,23 @@ def provision(device: Device, info: DeviceInfo, runtime: RuntimeSpec, deadline: 
     for sha in answer.get("missing", []):
         if sha not in wheels:
             raise IntegrityError("asked for a wheel it was never offered", device=device.spec)
-        device.put(wheels[sha], deadline)
+        _put(device, str(installer), wheels[sha], list(wheels), deadline)
     if "missing" in answer:
         answer = _install(device, str(installer), runtime, ready, list(wheels), deadline)
     paths = [str(device.root / "site" / sha) for sha in wheels]
     if answer.get("paths") != paths:
         raise IntegrityError("did not install the wheels it was sent", device=device.spec)
     return given
+
+
+def _put(device: Device, installer: str, wheel: Path, keep: list[str], deadline: Deadline) -> None:
+    """Send a wheel; on a full device once more, after runtimes there that nothing uses were removed."""
+    try:
+        device.put(wheel, deadline)
+    except DeviceDiskFull:
+        freed = device.run([device.python, installer, "--free", str(device.root / "site"), *keep], deadline)
+        log.warning("%s is full; runtimes that nothing uses were removed: %s", device.spec, freed.stdout.strip()[:100])
+        device.put(wheel, deadline)
 
 
 def _installed(runtime: RuntimeSpec) -> list[str]:
@@ -138,7 +151,11 @@ def _install(
         raise DeviceUnusable(
             f"{runtime.name} was installed and cannot be imported: {tail}",
             device=device.spec,
-            hint="the device needs Python's standard library and libstdc++6",
+            hint="the device needs Python's standard library and libstdc++6; on 32-bit ARM python3-numpy, too",
+        )
+    if done.returncode == FULL:
+        raise DeviceDiskFull(
+            f"no space left for {runtime.name}: {tail}", device=device.spec, hint=f"free some where {device.root} lies"
         )
     reason = "a wheel was refused" if done.returncode == REFUSED else f"the installer ended with {done.returncode}"
     raise DeviceUnusable(f"{reason}: {tail}", device=device.spec)

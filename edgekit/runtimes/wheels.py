@@ -11,16 +11,17 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.benchmarks.devices.health import require_python
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceUnusable, HostError
-from edgekit.runtimes.catalog import RuntimeSpec
+from edgekit.runtimes.catalog import RuntimeSpec, Wheel
 from edgekit.schema import Record, digest, known_sha256, read_record, sha256_of, write_atomically
 
-__all__ = ["CachedWheel", "Target", "resolve_wheels", "target_of"]
+__all__ = ["CachedWheel", "Target", "python_hint", "resolve_wheels", "target_of"]
 
 _PIP_SECONDS = 600
 _OLDEST_GLIBC = 17
@@ -81,15 +82,19 @@ def resolve_wheels(runtime: RuntimeSpec, info: DeviceInfo, cache: Path) -> tuple
     Raises DeviceUnusable when there are no wheels for the device's Python, HostError when they cannot be had.
     """
     target = target_of(info)
-    requirements = [w.requirement for w in runtime.wheels if w.since <= target.python < w.before]
-    if {w.name for w in runtime.wheels} != {r.partition("==")[0] for r in requirements}:
-        wanted = max(
-            min(w.since for w in runtime.wheels if w.name == name) for name in {w.name for w in runtime.wheels}
+    known = runtime.wheels_for(target.machine)
+    if not known:
+        raise DeviceUnusable(
+            f"{runtime.name} is not published for its processor ({target.machine})",
+            device=info.spec,
+            hint="use a 64-bit system; on 32-bit ARM (armv7l) only TFLite models run: convert to tflite",
         )
+    requirements = [w.requirement for w in known if w.since <= target.python < w.before]
+    if {w.name for w in known} != {r.partition("==")[0] for r in requirements}:
         raise DeviceUnusable(
             f"there is no {runtime.name} for its Python {target.python[0]}.{target.python[1]}",
             device=info.spec,
-            hint=f"it takes Python {wanted[0]}.{wanted[1]} or newer on the device",
+            hint=python_hint(known),
         )
     folder = cache / digest(requirements, target.python, target.machine, target.glibc)[:32]
     found = _cached(folder)
@@ -99,6 +104,18 @@ def resolve_wheels(runtime: RuntimeSpec, info: DeviceInfo, cache: Path) -> tuple
     if found is None:
         raise HostError(f"the wheels in {folder} changed while they were written", hint="remove that folder, try again")
     return found
+
+
+def python_hint(known: Sequence[Wheel]) -> str:
+    """Which Python serves all of `known`, and which systems bring it."""
+    names = {wheel.name for wheel in known}
+    oldest = max(min(w.since for w in known if w.name == name) for name in names)
+    newest = min(max(w.before for w in known if w.name == name) for name in names)
+    before = f", before {newest[0]}.{newest[1]}" if newest < (4, 0) else ""
+    return (
+        f"it takes Python {oldest[0]}.{oldest[1]} or newer{before} as `python3` on the device: Debian 12 and Raspberry "
+        "Pi OS 12 have 3.11, Ubuntu 24.04 has 3.12, Debian 13 has 3.13"
+    )
 
 
 def _cached(folder: Path) -> tuple[tuple[Path, str], ...] | None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.host_state import host_state, is_running, processes_of
 
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board import BoardDevice, remove_stale_boards
@@ -35,44 +36,6 @@ def _soon(seconds: float = 20.0) -> Deadline:
     return Deadline.after(seconds)
 
 
-def _host_state() -> tuple[list[str], dict[str, tuple[int, int]]]:
-    """This host's mounts, and the nodes of its /dev."""
-    mounts = sorted(line.split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    nodes = {}
-    for name in os.listdir("/dev"):
-        status = os.lstat(f"/dev/{name}")
-        nodes[name] = (status.st_mode, status.st_rdev)
-    return mounts, nodes
-
-
-def _processes_of(folder: Path, root_pid: int) -> set[int]:
-    """Descendants of `root_pid`, and every process whose command line names `folder`."""
-    parents, named = {}, set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (entry / "stat").read_text().rpartition(")")[2].split()
-            if stat[0] in "ZX":
-                continue
-            parents[int(entry.name)] = int(stat[1])
-            if str(folder).encode() in (entry / "cmdline").read_bytes():
-                named.add(int(entry.name))
-        except (OSError, ValueError):
-            continue
-    family, grown = {root_pid}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in family} - family
-        family |= more
-        grown = bool(more)
-    return (family | named) & set(parents)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def _spawn(folder: Path, script: str, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script],
@@ -84,28 +47,28 @@ def _spawn(folder: Path, script: str, **env: str) -> subprocess.Popen[str]:
 
 def _kill_and_check(owner: subprocess.Popen[str], folder: Path, before: object) -> set[int]:
     """SIGKILL the owner; all that was its own ends within 5 s and the host is as before. Returns what it had."""
-    had = _processes_of(folder, owner.pid)
+    had = processes_of(folder, owner.pid)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     deadline = _soon(5)
     left = had
     while left and deadline.remaining:
-        left = {pid for pid in had | _processes_of(folder, owner.pid) if _is_running(pid)}
+        left = {pid for pid in had | processes_of(folder, owner.pid) if is_running(pid)}
         time.sleep(0.05)
     assert not left
-    assert _host_state() == before
+    assert host_state() == before
     return had
 
 
 def test_killed_while_running_leaves_nothing(board: BoardDevice, tmp_path: Path) -> None:
     """SIGKILL of a board's owner ends adbd, its adb server and the jobs on it, and its network link."""
-    before = _host_state()
+    before = host_state()
     owner = _spawn(tmp_path, OWNER)
     assert owner.stdout is not None
     assert [owner.stdout.readline() for _ in range(2)] == ["starting\n", "running\n"]
     links = {
         word
-        for pid in _processes_of(tmp_path, owner.pid)
+        for pid in processes_of(tmp_path, owner.pid)
         for word in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         if word.startswith("ek") and len(word) == 12
     }
@@ -120,7 +83,7 @@ def test_killed_while_running_leaves_nothing(board: BoardDevice, tmp_path: Path)
 
 def test_killed_while_starting_leaves_nothing(board: BoardDevice, tmp_path: Path) -> None:
     """The same at moments spread over the start, and the next start removes the folder left behind."""
-    before = _host_state()
+    before = host_state()
     for delay in random.Random(0).sample([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5], 6):
         owner = _spawn(tmp_path, OWNER)
         assert owner.stdout is not None
@@ -136,7 +99,7 @@ def test_killed_while_starting_leaves_nothing(board: BoardDevice, tmp_path: Path
 @pytest.mark.slow
 def test_killed_while_building_leaves_nothing_and_the_next_build_succeeds(tmp_path: Path) -> None:
     """SIGKILL during the build ends mmdebstrap; no half tree is ever taken for a board; a new build works."""
-    before = _host_state()
+    before = host_state()
     cache = tmp_path / "cache"
     owner = _spawn(tmp_path, OWNER, EDGEKIT_CACHE=str(cache))
     assert owner.stdout is not None
@@ -156,14 +119,14 @@ def test_killed_while_building_leaves_nothing_and_the_next_build_succeeds(tmp_pa
 
 def test_two_boards_run_at_once(board: BoardDevice) -> None:
     """Each has its own address, server, memory and boot; ending one leaves the other."""
-    before = _host_state()
+    before = host_state()
     with BoardDevice("amd64") as other:
         assert other.adb[1] != board.adb[1]
         assert other.probe(_soon()).boot_id != board.probe(_soon()).boot_id
         other.run(["touch", "/tmp/mine"], _soon(), check=True)
         assert board.run(["ls", "/tmp/mine"], _soon()).returncode != 0
     assert board.run(["true"], _soon()).returncode == 0
-    assert _host_state() == before
+    assert host_state() == before
 
 
 def test_what_was_put_is_there_at_the_next_start(tmp_path: Path) -> None:

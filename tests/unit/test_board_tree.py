@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.benchmarks.devices import board, board_tree, cell
+from edgekit.benchmarks.devices import board, board_arch, board_tree, cell
 from edgekit.benchmarks.devices.board import board_unavailable_reason
 from edgekit.benchmarks.devices.board_tree import debian_mirror, recipe_id
 from edgekit.benchmarks.devices.cell import remove_tree
@@ -76,10 +76,10 @@ def test_a_trees_name_follows_its_recipe(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_missing_is_named_with_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence: not root, no ip, no mmdebstrap, no keys of Debian's archive, in that order."""
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(board.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(board_arch.platform, "system", lambda: "Darwin")
     assert "needs Linux" in (board_unavailable_reason() or "")
-    monkeypatch.setattr(board.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(board.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(board_arch.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(board_arch.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(cell.os, "geteuid", lambda: 1000)
     assert "needs root" in (board_unavailable_reason() or "")
     monkeypatch.setattr(board, "cell_unavailable_reason", lambda: None)
@@ -90,7 +90,31 @@ def test_what_is_missing_is_named_with_what_installs_it(tmp_path: Path, monkeypa
     monkeypatch.setattr(board.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(board, "KEYRING", tmp_path / "none.gpg")
     assert (board_unavailable_reason() or "").endswith("apt install debian-archive-keyring")
-    assert "arm64" in (board_unavailable_reason("arm64") or "")
+
+
+@pytest.mark.parametrize(("arch", "part"), [("arm64", "0xd08"), ("armhf", "0xc0f")])
+def test_an_emulated_processor_is_described_core_by_core(arch: str, part: str) -> None:
+    """As many blocks as cores, numbered, each with the part that qemu emulates."""
+    blocks = board_arch.ARCHES[arch].cpuinfo(3).strip().split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == [f"processor\t: {n}" for n in range(3)]
+    assert all(f"CPU part\t: {part}" in block for block in blocks)
+
+
+def test_what_an_arm_board_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handler, one that is off, one that is not static: a sentence each, and one for what does not exist."""
+    monkeypatch.setattr(board_arch.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(board_arch.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(board_arch, "_BINFMT", tmp_path)
+    handler = tmp_path / "qemu-aarch64"
+    assert (board_arch.arch_unavailable_reason("arm64") or "").endswith("apt install qemu-user-static")
+    handler.write_text("disabled\nflags: POF\n")
+    assert "switched off" in (board_arch.arch_unavailable_reason("arm64") or "")
+    handler.write_text("enabled\nflags: PO\n")
+    assert "flag F" in (board_arch.arch_unavailable_reason("arm64") or "")
+    handler.write_text("enabled\ninterpreter /usr/libexec/qemu\nflags: POF\n")
+    assert board_arch.arch_unavailable_reason("arm64") is None
+    assert "qemu-arm " in (board_arch.arch_unavailable_reason("armhf") or "")
+    assert "board:arm64" in (board_arch.arch_unavailable_reason("pdp11") or "")
 
 
 def test_removing_a_tree_follows_no_link(tmp_path: Path) -> None:

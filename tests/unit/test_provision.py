@@ -1,16 +1,21 @@
 """Provisioning: right wheels for the device, offline the second time, nothing unpacked outside its folder."""
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+import time
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import cast
 
 import pytest
 
+from edgekit.benchmarks.devices.base import Completed, Deadline, Device
 from edgekit.benchmarks.values import DeviceInfo
-from edgekit.errors import DeviceUnusable, HostError, MissingDependencyError
+from edgekit.errors import DeviceDiskFull, DeviceUnusable, HostError, MissingDependencyError
+from edgekit.runtimes import provision as provision_module
 from edgekit.runtimes import wheels
 from edgekit.runtimes.catalog import EXECUTORCH, LITERT, ONNXRUNTIME, RUNTIMES, RuntimeSpec, Wheel
 from edgekit.runtimes.device_scripts import install_wheels
@@ -125,6 +130,24 @@ def test_a_python_too_old_for_the_runtime_is_told(tmp_path: Path) -> None:
     assert "3.12" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("runtime", [ONNXRUNTIME, EXECUTORCH], ids=lambda r: r.name)
+def test_a_runtime_that_is_not_made_for_32_bits_is_told(tmp_path: Path, runtime: RuntimeSpec) -> None:
+    """One sentence before anything is fetched, and what does run there."""
+    with pytest.raises(DeviceUnusable, match=rf"{runtime.name} is not published .*armv7l") as caught:
+        resolve_wheels(runtime, BOARD.model_copy(update={"abi": "armv7l", "python": "3.11.2"}), tmp_path)
+    assert "tflite" in (caught.value.hint or "")
+
+
+def test_32_bit_arm_has_the_last_tflite_runtime(tmp_path: Path) -> None:
+    """It is the one wheel, numpy is the system's; a Python past its last one is refused with the range that serves."""
+    board = BOARD.model_copy(update={"abi": "armv7l", "python": "3.11.2"})
+    assert runtime_identity(LITERT, board) == "tflite-runtime==2.14.0"
+    assert runtime_identity(LITERT, BOARD).endswith("ai-edge-litert==2.3.0")
+    with pytest.raises(DeviceUnusable, match=r"3\.13") as caught:
+        resolve_wheels(LITERT, board.model_copy(update={"python": "3.13.5"}), tmp_path)
+    assert "before 3.12" in (caught.value.hint or "")
+
+
 TOY = RuntimeSpec(
     name="toy", formats=(), imports=(("edgekit_no_such", "edgekit-no-such"),), check="pass", extra="toy",
     wheels=(Wheel(name="toy", version="1"),),
@@ -178,3 +201,96 @@ def test_every_format_has_its_runtime() -> None:
     for spec in (LITERT, ONNXRUNTIME, EXECUTORCH):
         assert spec.name in BACKENDS
         assert all(w.version for w in spec.wheels)
+
+
+def _unpacked(site: Path, name: str, days: float, size: int = 10) -> Path:
+    """An unpacked wheel in `site` that was last asked for so many days ago."""
+    folder = site / (name * 64)
+    folder.mkdir(parents=True)
+    (folder / "data").write_bytes(b"0" * size)
+    then = time.time() - days * 24 * 3600
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_a_sweep_removes_what_is_old_and_what_is_too_much(tmp_path: Path) -> None:
+    """By age, then the oldest by size; never what is asked for, was just asked for, or is no wheel's folder."""
+    old, asked, recent, older, younger = (
+        _unpacked(tmp_path, name, days, 100) for name, days in (("a", 40), ("b", 40), ("c", 0), ("d", 3), ("e", 2))
+    )
+    (tmp_path / "ready-x").touch()
+    assert install_wheels.sweep(str(tmp_path), [asked.name]) == 1
+    assert not old.exists()
+    assert install_wheels.sweep(str(tmp_path), [asked.name], size=150) == 1
+    assert not older.exists()
+    assert all(path.exists() for path in (asked, recent, younger, tmp_path / "ready-x"))
+    assert install_wheels.sweep(str(tmp_path), [asked.name], seconds=-1, size=0) == 1
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["b", "c", "r"]
+
+
+def test_a_sweep_leaves_what_a_process_runs_from(tmp_path: Path) -> None:
+    """A runtime on the path of a running process stays, however old; once that ended, it goes."""
+    used = _unpacked(tmp_path, "a", 400)
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "PYTHONPATH": str(used)}) as job:
+        assert install_wheels.sweep(str(tmp_path), [], seconds=-1, size=0) == 0
+        job.kill()
+    assert install_wheels.sweep(str(tmp_path), [], seconds=-1, size=0) == 1
+
+
+def test_a_full_device_is_swept_once_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space while unpacking: what is idle goes and it is tried again; with nothing to remove it is the error."""
+    site, cas = tmp_path / "site", tmp_path / "cas"
+    cas.mkdir()
+    wheel(cas / "aa", {"there.py": ""})
+    idle = _unpacked(site, "a", 1)
+    plain = install_wheels.unpack
+
+    def unpack(source: str, target: str) -> None:
+        if idle.exists() or not cas.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(install_wheels, "unpack", unpack)
+    assert install_wheels.main(str(site), str(cas), "pass", "ready", ["aa"]) == 0
+    assert not idle.exists()
+    assert not (cas / "aa").exists()  # unpacked, it is needed no more
+    idle.mkdir()  # recent: it stays
+    wheel(cas / "bb", {"more.py": ""})
+    assert install_wheels.main(str(site), str(cas), "pass", "ready", ["bb"]) == install_wheels.FULL
+
+
+class FullOnce:
+    """A device that has no room for a wheel until it was told to free some."""
+
+    spec, root, python = "full", PurePosixPath("/edgekit"), "python3"
+
+    def __init__(self) -> None:
+        self.said: list[list[str]] = []
+        self.sent = 0
+
+    def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
+        if not self.said:
+            raise DeviceDiskFull("no space left", device=self.spec)
+        self.sent += 1
+        return self.root / "cas" / source.name
+
+    def run(self, argv: list[str], deadline: Deadline) -> Completed:
+        self.said.append(argv)
+        return Completed(argv=tuple(argv), returncode=0, stdout='{"freed": 1}', stderr="")
+
+
+def test_a_device_too_full_for_a_wheel_is_asked_to_free_some(tmp_path: Path) -> None:
+    """Once, keeping the wheels of this runtime, and the wheel is sent again."""
+    device = FullOnce()
+    provision_module._put(cast(Device, device), "/i.py", tmp_path / "w", ["aa", "bb"], Deadline.after(5))
+    assert device.said == [["python3", "/i.py", "--free", "/edgekit/site", "aa", "bb"]]
+    assert device.sent == 1
+
+
+def test_the_installer_frees_by_its_command_line(tmp_path: Path) -> None:
+    """What the host sends to a full device: all that is idle goes, the named ones stay."""
+    gone, kept = _unpacked(tmp_path, "a", 1), _unpacked(tmp_path, "b", 1)
+    argv = [sys.executable, install_wheels.__file__, "--free", str(tmp_path), kept.name]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == '{"freed": 1}\n'
+    assert not gone.exists()
+    assert kept.exists()

@@ -1,14 +1,16 @@
 # Second script of a board's cell, in a network and a mount namespace of its own: builds the board's root.
-# Arguments: link name, the board's address, the pid whose network gets the other end, tree, data, scratch.
+# Arguments: link name, the board's address, the pid whose network gets the other end, tree, data, scratch,
+# sshd's files or -, the emulated processor's /proc/cpuinfo or -.
 #
 # /dev is a tmpfs of the board's own. The host's is never bound here: deleting a tree would delete its devices.
 set -eu
-link=$1 address=$2 host_pid=$3 tree=$4 data=$5 scratch=$6
+link=$1 address=$2 host_pid=$3 tree=$4 data=$5 scratch=$6 ssh=$7 cpuinfo=$8
 
 ip link set dev lo up
 ip link add eth0 type veth peer name "$link" netns "$host_pid"
 ip addr add "$address/30" dev eth0
 ip link set dev eth0 up
+echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start  # this network only: sshd listens on 22 without being root
 echo edgekit-board > /proc/sys/kernel/hostname
 
 mount -t tmpfs -o mode=0755,size=50% edgekit-board "$scratch"
@@ -37,6 +39,13 @@ mount -t tmpfs -o mode=1777,nosuid,nodev edgekit-tmp tmp
 mount -t tmpfs -o mode=0755,nosuid,nodev edgekit-run run
 mount --bind "$data" data/local/tmp/edgekit
 cat /proc/sys/kernel/random/uuid > run/boot_id
+if [ "$ssh" != - ]; then
+  cp -r "$ssh" run/edgekit-ssh
+  chown -R 1000:1000 run/edgekit-ssh
+fi
+if [ "$cpuinfo" != - ]; then
+  cp "$cpuinfo" run/cpuinfo  # qemu shows the host's, and libraries that choose kernels by it then crash
+fi
 
 # A pid namespace of its own: the board sees its own processes only.
 exec unshare --fork --pid --kill-child sh "${0%inner.sh}boot.sh"

@@ -1,12 +1,13 @@
 # First script of a board's cell, in the host's network: makes the board, its link and its adb server.
 # Arguments: link name, this end's address, the board's address, adb, the server's port, board_inner.sh, tree,
-# data, scratch.
+# data, scratch, sshd's files or -, the emulated processor's /proc/cpuinfo or -.
 set -u
 link=$1 here=$2 there=$3 adb=$4 port=$5 script=$6 tree=$7 data=$8 scratch=$9
+shift 9
 
 # The board makes the pair of interfaces and leaves one end in this script's network, found by its pid.
 unshare --net --mount --uts --ipc --propagation private \
-  sh "$script" "$link" "$there" "$$" "$tree" "$data" "$scratch" </dev/null >&2 &
+  sh "$script" "$link" "$there" "$$" "$tree" "$data" "$scratch" "$1" "$2" </dev/null >&2 &
 inner=$!
 
 i=0

@@ -59,6 +59,7 @@ if command -v getprop >/dev/null 2>&1; then
 fi
 [ -r /etc/os-release ] && say os "$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"
 first machine_id /etc/machine-id
+first edgekit_board /etc/edgekit-board
 first product /sys/class/dmi/id/product_name
 if command -v getconf >/dev/null 2>&1; then say libc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"; fi
 say ldd "$(ldd --version 2>&1 | head -n 1)"
@@ -112,6 +113,7 @@ def device_info(text: str, *, spec: str, kind: str) -> DeviceInfo:
     maker, model = facts.one("prop.ro.product.manufacturer"), facts.one("prop.ro.product.model")
     android = facts.one("prop.ro.build.version.release")
     is_emulator = facts.one("prop.ro.boot.qemu") == "1"
+    virtual_board = facts.one("edgekit_board")  # over whatever link it was asked
     return DeviceInfo(
         spec=spec,
         kind=kind,
@@ -139,8 +141,9 @@ def device_info(text: str, *, spec: str, kind: str) -> DeviceInfo:
         build_fingerprint=facts.one("prop.ro.build.fingerprint"),
         security_patch=_patch(facts.one("prop.ro.build.version.security_patch")),
         is_rooted=_is_rooted(facts, is_android=android is not None),
-        emulated=is_emulator,
-        emulation="an Android emulator" if is_emulator else None,
+        emulated=is_emulator or virtual_board is not None,
+        emulation="an Android emulator" if is_emulator else virtual_board,
+        shares_host_cpu=virtual_board is not None,
         boot_id=facts.one("boot_id"),
     )
 

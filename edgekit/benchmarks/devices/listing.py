@@ -93,9 +93,11 @@ def list_devices(probe: bool = True, named: Sequence[str] = ()) -> tuple[DeviceS
     if named:
         things = [_named(spec) for spec in named]
         return _merged(in_parallel(lambda thing: _examined(thing, probe), things))
+    from edgekit.benchmarks.devices.boards import board_statuses
+
     things, failed = _attached_and_listed()
     found = in_parallel(lambda thing: _examined(thing, probe) if _is_asked(thing) else _board_status(thing), things)
-    return _merged([*found, *failed])
+    return _merged([*found, *board_statuses(), *failed])
 
 
 def _is_asked(thing: _Listed) -> bool:

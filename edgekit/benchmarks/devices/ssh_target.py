@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.benchmarks.devices.board_records import ssh_files
 from edgekit.errors import UserError
 
 __all__ = ["SshTarget", "config_files", "own_known_hosts", "parse_target"]
@@ -41,15 +42,19 @@ def parse_target(argument: str) -> SshTarget:
 
 
 def config_files() -> list[Path]:
-    """The ssh configuration to read: `$EDGEKIT_SSH_CONFIG` alone where it is set, else `~/.ssh/config` if there."""
+    """The ssh configuration to read: `$EDGEKIT_SSH_CONFIG` alone where it is set.
+
+    Else `~/.ssh/config` and the virtual boards', those that are there.
+    """
     chosen = os.environ.get("EDGEKIT_SSH_CONFIG")
     if chosen:
         path = Path(chosen).expanduser()
         if not path.is_file():
             raise UserError(f"there is no file {path}, which EDGEKIT_SSH_CONFIG names")
         return [path]
-    path = Path("~/.ssh/config").expanduser()
-    return [path] if path.is_file() else []
+    # The started virtual boards' comes last: what the user says of a host goes before it.
+    paths = (Path("~/.ssh/config").expanduser(), ssh_files() / "config")
+    return [path for path in paths if path.is_file()]
 
 
 def own_known_hosts() -> Path:
