@@ -25,7 +25,7 @@ from support.fake_adbd import FakeAdbd
 from support.links import meanwhile, soon
 from support.proxy import Proxy
 
-from edgekit.benchmarks.devices import launching, posix, quarantine
+from edgekit.benchmarks.devices import calls, files, launching, quarantine
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.lock import device_lock
 from edgekit.benchmarks.failures import failure_of
@@ -237,25 +237,25 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 def disk_full(bench: Bench) -> EdgekitError:
     """Old files make room for a new one once, those in use never; then the disk is full."""
-    bench.monkeypatch.setattr(posix, "_KEEP_SECONDS", -1.0)  # what was put just now may go as well
-    files = []
+    bench.monkeypatch.setattr(files, "_KEEP_SECONDS", -1.0)  # what was put just now may go as well
+    models = []
     for n in range(3):
-        files.append(bench.folder / f"model{n}")
-        files[-1].write_bytes(secrets.token_bytes(3 << 20))
+        models.append(bench.folder / f"model{n}")
+        models[-1].write_bytes(secrets.token_bytes(3 << 20))
     with small_disk(bench.folder / "small") as small, bench.another(bench.fake.serial, place="small/device") as full:
-        first, second = full.put(files[0], soon()), full.put(files[1], soon())
+        first, second = full.put(models[0], soon()), full.put(models[1], soon())
         os.utime(first, (1, 1))  # asked for longest ago, and in use by a job
         os.utime(second, (2, 2))
         full.write(full.root / "jobs" / "j.1" / "job.json", f'{{"model": "{first}"}}'.encode(), soon())
-        third = full.put(files[2], soon())
+        third = full.put(models[2], soon())
         assert [Path(p).exists() for p in (first, second, third)] == [True, False, True]
-        assert Path(third).read_bytes() == files[2].read_bytes()
+        assert Path(third).read_bytes() == models[2].read_bytes()
         (small / "filler").write_bytes(b"x" * (1 << 20))
         Path(third).unlink()
         (small / "more").write_bytes(b"x" * (3 << 20))
-        error = _raised(lambda: full.put(files[2], soon()))
+        error = _raised(lambda: full.put(models[2], soon()))
         (small / "more").unlink()
-        assert Path(full.put(files[2], soon())).exists()
+        assert Path(full.put(models[2], soon())).exists()
     return error
 
 
@@ -351,12 +351,12 @@ def flapping_link(bench: Bench) -> EdgekitError:
     def cut() -> None:
         bench.proxy.cut()
 
-    bench.monkeypatch.setattr(posix, "_ATTEMPTS", 1)
+    bench.monkeypatch.setattr(calls, "_ATTEMPTS", 1)
     with meanwhile(cut, lambda: 0.01):
         errors = [_raised(lose) for _ in range(4)]
     assert [e.code for e in errors] == ["DEVICE_LOST", "DEVICE_LOST", "DEVICE_FLAPPING", "DEVICE_FLAPPING"]
     assert "not used for" in errors[3].message
-    bench.monkeypatch.setattr(posix, "_ATTEMPTS", 4)
+    bench.monkeypatch.setattr(calls, "_ATTEMPTS", 4)
     with bench.another(bench.fake.serial) as other:
         elsewhere = info.model_copy(update={"serial": f"other-{secrets.token_hex(4)}"})
         options: dict[str, Any] = {"work_dir": bench.folder / "work2", "runtime": doubles.DOUBLE}
