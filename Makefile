@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type board bench conversion-matrix bench-converters bench-compression clean
+.PHONY: help setup demo test check lint type board bench conversion-matrix bench-converters bench-compression \
+	bench-devices soak clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -55,6 +56,14 @@ bench-converters: $(INSTALLED)  ## docs/benchmarks/converters.md: overhead, fide
 
 bench-compression: $(INSTALLED)  ## docs/benchmarks/compression.md: what each compression method reached, on real data
 	$(BIN)/python scripts/bench_compression.py $(if $(DATA),--data '$(DATA)') $(if $(MODELS),--models '$(MODELS)')
+
+bench-devices: $(INSTALLED)  ## docs/benchmarks/devices.md: push, overhead of a job, the runner's cost, repeatability
+	@bash scripts/install_system_packages.sh
+	$(BIN)/python scripts/bench_devices.py $(if $(PARTS),--parts '$(PARTS)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
+
+soak: $(INSTALLED)  ## docs/benchmarks/reliability.md: 1,000 jobs through 500 faults and 50 kills (about an hour)
+	@bash scripts/install_system_packages.sh --test
+	$(BIN)/python scripts/soak.py $(SOAK_ARGS)
 
 clean:  ## remove what the tasks made here (not the cache in ~/.cache/edgekit)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

@@ -41,6 +41,7 @@ __all__ = [
     "IntegrityError",
     "Interrupted",
     "InvalidResultError",
+    "LeaseLost",
     "MeasurementError",
     "MissingDependencyError",
     "ModelCrashError",
@@ -232,6 +233,12 @@ class StoreError(HostError):
 
     code = "STORE"
     usual_hint = "`edgekit doctor`; then check the disk and the rights of the workspace's folder"
+
+
+class LeaseLost(HostError):
+    """This process stood still past its lease on a device, which another process uses now; it gives up."""
+
+    code = "LEASE_LOST"
 
 
 class DeviceError(EdgekitError):

@@ -2,52 +2,50 @@
 
 One row per (job, attempt), written once; the published attempt of a job is its latest one that ended well.
 An attempt is journaled before it starts (`begin`), so a harness that died finds what it left on a device.
-SQLite runs in WAL mode with full synchronisation and takes its write lock at the start of a transaction:
-several edgekit processes may share one file (not over NFS).
+Several edgekit processes may share one database (`edgekit.database`).
+
+What a process begins or records under a lease (`fence`) is checked against that lease in the same transaction. A run
+whose lease has gone to another process is not an attempt: it was perhaps measured beside that process's job. It is
+kept apart (`late`), flagged, and never published; the attempt stays pending, for whoever has the device now.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from edgekit.benchmarks.values import DeviceInfo, Run, RunStatus
-from edgekit.errors import StoreError
+from edgekit.database import Database
+from edgekit.errors import LeaseLost, StoreError
+from edgekit.leases import Fence, Leases
 from edgekit.schema import parse_record
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection
 
 __all__ = ["ResultStore"]
 
-SCHEMA_VERSION = 1
+LATE = "recorded after its lease had gone to another process: perhaps measured beside that one's job; not published"
 
 
 class ResultStore:
     """The results database and, beside it, the outputs that devices gave.
 
-    `folder` holds `results.db` (unless `url` names another database) and `outputs/<sha256>.npz`.
+    `folder` holds `outputs/<sha256>.npz` and `results.db`, unless `url` or `$EDGEKIT_STORE` names another database.
     Raises StoreError when the database cannot be opened or is of a newer edgekit.
     """
 
     def __init__(self, folder: Path, *, url: str | None = None) -> None:
-        from sqlalchemy.exc import SQLAlchemyError
-
         self._folder = folder
         (folder / "outputs").mkdir(parents=True, exist_ok=True)
-        self._engine = _engine(url or f"sqlite:///{folder / 'results.db'}")
-        self._tables = _tables()
-        try:
-            self._prepare()
-        except SQLAlchemyError as e:
-            raise StoreError(
-                f"cannot open the results database {self._engine.url!r}: {e}",
-                hint="check that the folder is writable and not on a full disk",
-            ) from e
+        url = url or os.environ.get("EDGEKIT_STORE")
+        self._database = Database(url or f"sqlite:///{folder / 'results.db'}")
+        self._tables = self._database.tables
+        self._transaction = self._database.transaction
+        self.leases = Leases(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -55,38 +53,19 @@ class ResultStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._engine.dispose()
+        self._database.close()
 
-    def _prepare(self) -> None:
-        from sqlalchemy import insert, select
+    def begin(self, job_key: str, *, fence: Fence | None = None) -> int:
+        """The number of a new attempt at `job_key`, journaled before anything happens on a device.
 
-        with self._transaction() as connection:
-            self._tables.metadata.create_all(connection)
-            found = connection.execute(select(self._tables.meta.c.schema_version)).scalar()
-            if found is None:
-                connection.execute(insert(self._tables.meta).values(schema_version=SCHEMA_VERSION))
-            elif found > SCHEMA_VERSION:
-                raise StoreError(
-                    f"the results database has schema {found}; this edgekit knows {SCHEMA_VERSION}",
-                    hint="upgrade edgekit, or choose another --workspace",
-                )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        from sqlalchemy.exc import OperationalError
-
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except OperationalError as e:
-            raise StoreError(f"results database: {e.orig}", hint="is the disk full, or the file on NFS?") from e
-
-    def begin(self, job_key: str) -> int:
-        """The number of a new attempt at `job_key`, journaled before anything happens on a device."""
+        Raises LeaseLost where `fence` no longer holds.
+        """
         from sqlalchemy import func, insert, select
 
         attempts = self._tables.attempts
         with self._transaction() as connection:
+            if fence is not None:
+                self.leases.require(connection, fence)
             last = connection.execute(
                 select(func.max(attempts.c.attempt)).where(attempts.c.job_key == job_key)
             ).scalar()
@@ -104,29 +83,61 @@ class ResultStore:
                 select(func.max(attempts.c.attempt)).where(attempts.c.job_key == job_key, attempts.c.run.is_(None))
             ).scalar()
 
-    def record(self, run: Run) -> None:
-        """Keep `run`; recording the same (job, attempt) again changes nothing."""
+    def record(self, run: Run, *, fence: Fence | None = None) -> None:
+        """Keep `run`; recording the same (job, attempt) again changes nothing.
+
+        Raises LeaseLost where `fence` no longer holds; the run is then kept among the `late` ones.
+        """
+        with self._transaction() as connection:
+            lost = self._lost(connection, fence)
+            if fence is not None and lost is not None:
+                self._keep_late(connection, run, fence)
+            else:
+                self._keep(connection, run)
+        if lost is not None:
+            raise lost
+
+    def _lost(self, connection: Connection, fence: Fence | None) -> LeaseLost | None:
+        try:
+            if fence is not None:
+                self.leases.require(connection, fence)
+        except LeaseLost as e:
+            return e
+        return None
+
+    def _keep(self, connection: Connection, run: Run) -> None:
         from sqlalchemy import insert, update
 
         attempts = self._tables.attempts
         place = (attempts.c.job_key == run.job_key) & (attempts.c.attempt == run.attempt)
-        with self._transaction() as connection:
-            filled = connection.execute(
-                update(attempts)
-                .where(place, attempts.c.run.is_(None))
-                .values(run=run.model_dump_json(), status=run.status.value, recorded=_now())
-            ).rowcount
-            if not filled and not self._known(connection, run):
-                connection.execute(
-                    insert(attempts).values(
-                        job_key=run.job_key,
-                        attempt=run.attempt,
-                        begun=_now(),
-                        recorded=_now(),
-                        status=run.status.value,
-                        run=run.model_dump_json(),
-                    )
-                )
+        values = {"run": run.model_dump_json(), "status": run.status.value, "recorded": _now()}
+        filled = connection.execute(update(attempts).where(place, attempts.c.run.is_(None)).values(values)).rowcount
+        if not filled and not self._known(connection, run):
+            connection.execute(
+                insert(attempts).values(job_key=run.job_key, attempt=run.attempt, begun=_now(), **values)
+            )
+
+    def _keep_late(self, connection: Connection, run: Run, fence: Fence) -> None:
+        """Keep a run apart, once for each lost lease, unless the very attempt was recorded by the rightful owner."""
+        from sqlalchemy import insert, select
+
+        late, attempts = self._tables.late_runs, self._tables.attempts
+        here = (late.c.job_key == run.job_key) & (late.c.attempt == run.attempt) & (late.c.token == fence.token)
+        there = (attempts.c.job_key == run.job_key) & (attempts.c.attempt == run.attempt) & attempts.c.run.is_not(None)
+        if connection.execute(select(late.c.token).where(here)).first() is not None:
+            return
+        if connection.execute(select(attempts.c.attempt).where(there)).first() is not None:
+            return
+        kept = run.model_copy(update={"flags": (*run.flags, LATE)})
+        connection.execute(
+            insert(late).values(
+                job_key=run.job_key,
+                attempt=run.attempt,
+                token=fence.token,
+                recorded=_now(),
+                run=kept.model_dump_json(),
+            )
+        )
 
     def _known(self, connection: Connection, run: Run) -> bool:
         from sqlalchemy import select
@@ -182,6 +193,17 @@ class ResultStore:
             ).scalars()
             return tuple(self._parse(text, job_key) for text in texts if text is not None)
 
+    def late(self, job_key: str) -> tuple[Run, ...]:
+        """Runs that came after their lease had gone to another process, oldest first; flagged, never published."""
+        from sqlalchemy import select
+
+        late = self._tables.late_runs
+        with self._transaction() as connection:
+            texts = connection.execute(
+                select(late.c.run).where(late.c.job_key == job_key).order_by(late.c.attempt, late.c.token)
+            ).scalars()
+            return tuple(self._parse(text, job_key) for text in texts)
+
     def remember_device(self, info: DeviceInfo) -> None:
         """Keep a device's facts under its fingerprint."""
         from sqlalchemy import insert, select
@@ -206,59 +228,8 @@ class ResultStore:
         """Where the outputs with this hash lie, or would."""
         return self._folder / "outputs" / f"{sha256}.npz"
 
-
-class _Tables:
-    """The tables of schema 1."""
-
-    def __init__(self) -> None:
-        from sqlalchemy import Column, Integer, MetaData, String, Table, Text
-
-        self.metadata = MetaData()
-        self.meta = Table("edgekit_meta", self.metadata, Column("schema_version", Integer, primary_key=True))
-        self.attempts = Table(
-            "attempts",
-            self.metadata,
-            Column("job_key", String(64), primary_key=True),
-            Column("attempt", Integer, primary_key=True),
-            Column("begun", String(32), nullable=False),
-            Column("recorded", String(32)),
-            Column("status", String(16)),
-            Column("run", Text),
-        )
-        self.devices = Table(
-            "devices",
-            self.metadata,
-            Column("fingerprint", String(64), primary_key=True),
-            Column("info", Text, nullable=False),
-        )
-
-
-def _tables() -> _Tables:
-    return _Tables()
-
-
-def _engine(url: str) -> Engine:
-    from sqlalchemy import create_engine, event
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        engine = create_engine(url)
-    except (ArgumentError, ImportError) as e:
-        raise StoreError(f"cannot use the database {url!r}: {e}") from e
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _configure(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # this module says BEGIN itself
-            for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL"):
-                connection.execute(f"PRAGMA {pragma}")
-
-        @event.listens_for(engine, "begin")
-        def _immediate(connection: Any) -> None:
-            # a plain BEGIN that reads first loses the race for the write lock at once, whatever the timeout
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
+    def check(self) -> None:
+        """Without a lease there is nothing to lose; see `edgekit.benchmarks.devices.lease`."""
 
 
 def _now() -> str:

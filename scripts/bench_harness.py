@@ -20,6 +20,7 @@ from pathlib import Path
 
 from edgekit.api import BenchmarkResult, benchmark_all
 from edgekit.benchmarks.devices.listing import list_devices
+from edgekit.benchmarks.stats import inferring_ns
 from edgekit.benchmarks.values import Plan
 from edgekit.pipeline.facts import host_facts
 from edgekit.pipeline.workspace import Workspace
@@ -62,7 +63,7 @@ def harness_cost(artifacts: list[Path]) -> None:
 def row(result: BenchmarkResult) -> str:
     """One line of the table."""
     run = result.run
-    inside = (sum(run.latency_ns) * (run.sampled_every or 1) + sum(run.warmup_ns)) / 1e9
+    inside = inferring_ns(run) / 1e9
     wall = run.host_ns["total"] / 1e9
     phases = sum(run.phase_ns.values()) / 1e9
     cells = (wall, inside, phases - inside, wall - phases)

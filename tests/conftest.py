@@ -21,9 +21,14 @@ DEVICE_FILES = (
     *("tests/device", "tests/contract/test_device", "tests/contract/test_runtime", "tests/integration/test_benchmark"),
     *("tests/integration/test_pipeline", "tests/integration/test_readme", "tests/integration/test_wheel"),
     *("tests/integration/test_sensing", "tests/integration/test_tuning", "tests/integration/test_examples"),
-    *("tests/integration/test_why", "tests/unit/test_proof"),
+    *(
+        "tests/integration/test_why",
+        "tests/integration/test_comparing",
+        "tests/integration/test_host_rows",
+        "tests/unit/test_proof",
+    ),
     *("tests/unit/test_board_tree", "tests/unit/test_devices", "tests/unit/test_harness", "tests/unit/test_provision"),
-    *("tests/unit/test_runner", "tests/unit/test_hostile_names"),
+    *("tests/unit/test_runner", "tests/unit/test_hostile_names", "tests/unit/test_leases", "tests/unit/test_session"),
 )
 """What uses this host or the board as a device: a device serves one job at a time, so all of it runs in one worker."""
 

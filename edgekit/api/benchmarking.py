@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.api.files import open_artifact
 from edgekit.artifact import Artifact
@@ -16,6 +16,7 @@ from edgekit.report.model import LatencySummary
 
 if TYPE_CHECKING:
     from edgekit.benchmarks.inputs import InputSet
+    from edgekit.benchmarks.session import Session
 
 __all__ = ["BenchmarkResult", "benchmark", "benchmark_all"]
 
@@ -32,7 +33,8 @@ class BenchmarkResult:
     cold_load_ns: int | None
     """Median over fresh processes of import + load + first inference."""
     harness_ns: int | None
-    """Wall time of the whole benchmark less the time inside inferences; None when the result was stored."""
+    """Wall time of the whole benchmark less the time inside inferences; None when the result was stored, or
+    the job was another call's that had been broken off."""
 
     def as_error(self) -> EdgekitError:
         """The failure of a run that did not end well."""
@@ -69,8 +71,7 @@ def benchmark_all(
     on_progress: Callable[[str], None] | None = None,
 ) -> tuple[BenchmarkResult, ...]:
     """Several artifacts on one device, which is opened once; see `benchmark`."""
-    from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.session import measuring_on
     from edgekit.disk import disk_errors_explained
     from edgekit.store import ResultStore
 
@@ -78,15 +79,10 @@ def benchmark_all(
     inputs = [_inputs_for(artifact, workload) for artifact in opened]
     tell = on_progress or (lambda _text: None)
     results = []
-    with disk_errors_explained(workspace), ResultStore(workspace) as store, open_device(device) as place:
-        info = place.probe(Deadline.after(60))
-        store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
-            for artifact, values in zip(opened, inputs, strict=True):
-                tell(f"{artifact.passport.name} on {info.spec}")
-                results.append(
-                    _measure(place, info, artifact, values, plan=plan, store=store, workspace=workspace, fresh=fresh)
-                )
+    with disk_errors_explained(workspace), ResultStore(workspace) as store, measuring_on(device, store) as session:
+        for artifact, values in zip(opened, inputs, strict=True):
+            tell(f"{artifact.passport.name} on {session.info.spec}")
+            results.append(_measure(session, artifact, values, plan=plan, workspace=workspace, fresh=fresh))
     return tuple(results)
 
 
@@ -104,31 +100,26 @@ def _inputs_for(artifact: Artifact, workload: str | None) -> InputSet:
 
 
 def _measure(
-    place: Any,
-    info: DeviceInfo,
-    artifact: Artifact,
-    inputs: InputSet,
-    *,
-    plan: Plan,
-    store: Any,
-    workspace: Path,
-    fresh: bool,
+    session: Session, artifact: Artifact, inputs: InputSet, *, plan: Plan, workspace: Path, fresh: bool
 ) -> BenchmarkResult:
     import time
 
     from edgekit.benchmarks.harness import measure
-    from edgekit.benchmarks.stats import cold_load_ns, summarize
+    from edgekit.benchmarks.stats import cold_load_ns, inferring_ns, summarize
 
     began = time.monotonic_ns()
-    run = measure(place, info, artifact, inputs, plan, store=store, work_dir=workspace / "inputs", fresh=fresh)
+    work_dir = workspace / "inputs"
+    run = measure(
+        session.device, session.info, artifact, inputs, plan, store=session.store, work_dir=work_dir, fresh=fresh
+    )
     wall = time.monotonic_ns() - began
     was_stored = run.host_ns.get("total", 0) > wall or not run.host_ns
-    inside = sum(run.latency_ns) + sum(run.warmup_ns)
+    inside = inferring_ns(run)
     return BenchmarkResult(
         artifact=artifact,
-        device=info,
+        device=session.info,
         run=run,
         latency=summarize(run.latency_ns) if run.latency_ns else None,
         cold_load_ns=cold_load_ns(run),
-        harness_ns=None if was_stored else wall - inside,
+        harness_ns=None if was_stored or inside > wall else wall - inside,
     )

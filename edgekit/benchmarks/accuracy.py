@@ -19,6 +19,8 @@ __all__ = ["Accuracy", "evaluate", "kl_per_input", "paired_drop", "sqnr_db", "wi
 _Z = 1.959963984540054
 """97.5 % quantile of the standard normal."""
 _WORST = 8
+_TOP = 5
+_TOP5_CLASSES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,8 @@ class Accuracy:
     """What the evaluation set says of one artifact; None where there was nothing to compare with."""
 
     accuracy: Proportion | None
+    top5: Proportion | None
+    """The label among the five largest outputs; None below ten classes, where that says little."""
     accuracy_drop: Difference | None
     agreement: Proportion | None
     kl_to_teacher: float | None
@@ -65,6 +69,7 @@ def evaluate(
         measured, exact = sqnr_db(reference, outputs)
     return Accuracy(
         accuracy=_share(chosen, labels),
+        top5=_top5(outputs, labels) if is_classes else None,
         accuracy_drop=_drop(chosen, taught, labels),
         agreement=_share(chosen, taught),
         kl_to_teacher=float(kl.mean()) if kl is not None else None,
@@ -138,6 +143,16 @@ def _top1(logits: np.ndarray) -> np.ndarray:
     """The class of each row, -1 where a value is not finite (which equals no label)."""
     chosen: np.ndarray = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
     return chosen
+
+
+def _top5(logits: np.ndarray, labels: np.ndarray | None) -> Proportion | None:
+    """By rank: fewer than five outputs above the label's. Equal outputs count for the label, NaN never does."""
+    if labels is None or logits.shape[1] < _TOP5_CLASSES:
+        return None
+    known = (labels >= 0) & (labels < logits.shape[1]) & np.isfinite(logits).all(axis=1)
+    own = logits[np.arange(len(logits)), np.where(known, labels, 0).astype(np.int64)]
+    above = (logits > own[:, None]).sum(axis=1)
+    return wilson(int(np.sum(known & (above < _TOP))), len(logits))
 
 
 def _share(chosen: np.ndarray | None, wanted: np.ndarray | None) -> Proportion | None:

@@ -75,7 +75,8 @@ def measure(
     Raises DeviceError and its kin for the device and the link (DeviceRebooted where a restart voided the attempt,
     DeviceFlapping for a link that broke three times within half a minute), InvalidResultError for a result that breaks
     the format, MissingDependencyError, UnsupportedError for a runtime too old for the file, WorkloadError for inputs
-    that do not fit, Interrupted on Ctrl-C (the job goes on).
+    that do not fit, LeaseLost when `store` says that the device is another's by now, Interrupted on Ctrl-C (the job
+    goes on).
     """
     runtime = runtime or runtime_for(artifact.passport.format)
     require_runtime(info.spec, runtime.name)
@@ -160,6 +161,7 @@ class _Job:
         if watched.missing:
             self.host_ns["push"] += self.host_ns.pop("run")
             self._timed("push", self._push)
+            self.store.check()
             watched = self._timed("run", lambda: launch(self.device, job, watcher))
         if watched.missing:
             raise DeviceError(
@@ -168,8 +170,8 @@ class _Job:
                 hint="is something else removing files from edgekit's folder on the device?",
             )
         is_ours = watched.started and not resumed
-        start = Start(job.job, list(job.argv), dict(job.env))
-        ended = self._timed("run", lambda: wait_until_done(self.device, start, deadline, watched, watcher))
+        start, check = Start(job.job, list(job.argv), dict(job.env)), self.store.check
+        ended = self._timed("run", lambda: wait_until_done(self.device, start, deadline, watched, watcher, check))
         if isinstance(ended, Died):
             run = self._finish(attempt, self._record(attempt, ended.status, ended.error))
             if ended.error == REBOOTED:
@@ -248,6 +250,7 @@ class _Job:
         return canonical_json(job).encode()
 
     def _show(self, progress: Progress) -> None:
+        self.store.check()
         self.on_progress(progress.phase, progress.done / max(1, progress.total))
 
     def _collect(self, attempt: int, watched: Watched, *, is_whole: bool) -> Run:

@@ -28,6 +28,9 @@ class Store(Protocol):
     def outputs_path(self, sha256: str) -> Path:
         """Where the outputs file with this hash lies, or is to be put."""
 
+    def check(self) -> None:
+        """Raise LeaseLost when this process may not use the device any more; called before each look at it."""
+
 
 class MemoryStore:
     """A store for tests and one-off measurements: forgets everything when the process ends, but the outputs."""
@@ -55,3 +58,6 @@ class MemoryStore:
     def outputs_path(self, sha256: str) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / f"{sha256}.npz"
+
+    def check(self) -> None:
+        """No other process knows of this store: there is nothing to lose."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,8 +18,9 @@ if TYPE_CHECKING:
     from edgekit.artifact import Artifact
     from edgekit.benchmarks.inputs import InputSet
     from edgekit.benchmarks.journal import Store
+    from edgekit.benchmarks.session import Session
 
-__all__ = ["Pair", "Timed", "measure_pair"]
+__all__ = ["Pair", "Round", "Timed", "measure_pair", "take_turns"]
 
 _PLAN = Plan(
     cold_starts=0,
@@ -27,6 +31,16 @@ _PLAN = Plan(
     memory=True,
     accuracy=False,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One block of each of two artifacts, one after the other."""
+
+    first: Run
+    second: Run
+    turned: bool
+    """Whether the second was measured before the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,26 +87,56 @@ def measure_pair(
 
     Raises DeviceError and its kin, MeasurementError where a run does not end well.
     """
-    from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.session import measuring_on
+
+    runs: list[Round] = []
+    with measuring_on(device, store, wait_seconds=60) as session:
+        info = session.info
+        turns = take_turns(session, (before, after), plan, work_dir=work_dir, seed=0, on_block=on_progress)
+        for turn in itertools.islice(turns, rounds):
+            for (artifact, _), run in zip((before, after), (turn.first, turn.second), strict=True):
+                if run.status is not RunStatus.OK or not run.latency_ns:
+                    raise MeasurementError(
+                        f"{artifact.passport.name}: {run.status}: {run.error or 'no samples'}", device=info.spec
+                    )
+            runs.append(turn)
+    first, second = _timed([turn.first for turn in runs]), _timed([turn.second for turn in runs])
+    return Pair(before=first, after=second, device=info.spec, emulated=info.emulated)
+
+
+def take_turns(
+    session: Session,
+    pair: tuple[tuple[Artifact, InputSet], tuple[Artifact, InputSet]],
+    plan: Plan,
+    *,
+    work_dir: Path,
+    seed: int,
+    on_block: Callable[[str], None] | None = None,
+) -> Iterator[Round]:
+    """Rounds without end, each measured when it is asked for; every run is stored, whatever its status.
+
+    Which of the two is first is drawn (`seed`) for each odd round and turned about in the next: A B, B A.
+    Raises what `measure` raises.
+    """
     from edgekit.benchmarks.harness import measure
 
-    runs: tuple[list[Run], list[Run]] = ([], [])
-    with open_device(device) as place:
-        info = place.probe(Deadline.after(60))
-        with device_lock(info, Deadline.after(60)):
-            for turn in range(rounds):
-                for (artifact, inputs), done in zip((before, after), runs, strict=True):
-                    if on_progress is not None:
-                        on_progress(f"{artifact.passport.name} on {info.spec}, turn {turn + 1} of {rounds}")
-                    run = measure(place, info, artifact, inputs, plan, store=store, work_dir=work_dir, fresh=True)
-                    if run.status is not RunStatus.OK or not run.latency_ns:
-                        raise MeasurementError(
-                            f"{artifact.passport.name}: {run.status}: {run.error or 'no samples'}", device=info.spec
-                        )
-                    done.append(run)
-    first, second = (_timed(done) for done in runs)
-    return Pair(before=first, after=second, device=info.spec, emulated=info.emulated)
+    place, info, store = session.device, session.info, session.store
+    draw = random.Random(seed)  # noqa: S311  an order, no secret
+    turned = False
+    for number in itertools.count(1):
+        turned = bool(draw.getrandbits(1)) if number % 2 else not turned
+        runs: dict[int, Run] = {}
+        for which in (1, 0) if turned else (0, 1):
+            artifact, inputs = pair[which]
+            if on_block is not None:
+                on_block(f"{artifact.passport.name} on {info.spec}, turn {number}")
+            for _ in range(2):
+                begun = time.monotonic_ns()
+                run = measure(place, info, artifact, inputs, plan, store=store, work_dir=work_dir, fresh=True)
+                if sum(run.phase_ns.values()) <= time.monotonic_ns() - begun:
+                    break  # else it was begun by a call that was interrupted: measured then, not beside the other
+            runs[which] = run
+        yield Round(first=runs[0], second=runs[1], turned=turned)
 
 
 def _timed(runs: list[Run]) -> Timed:

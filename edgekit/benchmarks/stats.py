@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,17 +11,18 @@ import numpy as np
 from edgekit.benchmarks.values import Run
 from edgekit.report.model import LatencySummary
 
-__all__ = ["cold_load_ns", "cold_process_ns", "doubts", "median_interval_ranks", "stated_ratio", "summarize"]
+__all__ = [
+    "cold_load_ns",
+    "cold_process_ns",
+    "inferring_ns",
+    "median_interval_ranks",
+    "stated_ratio",
+    "summarize",
+    "t_quantile",
+]
 
-_CV_LIMIT = 0.10
-"""ExecuTorch's device farm gives a run with this coefficient of variation no stability score."""
-_DRIFT_LIMIT = 0.05
 _DISAGREEMENT = 0.10
 """Of the ratio by medians, by which the one by minima may differ before neither is believed."""
-_FEW = 50
-_ASHMAN_D = 4.0
-"""Two modes are apart from D > 2 (Ashman, Bird and Zepf 1994) where the two are known; a single normal mode cut
-in two has D = 2.65 and a uniform one 3.46, so only what exceeds both by far counts."""
 
 
 def summarize(samples: Sequence[int]) -> LatencySummary:
@@ -68,6 +70,11 @@ def median_interval_ranks(n: int) -> tuple[int, int]:
     return max(0, r - 1), n - max(1, r)
 
 
+def inferring_ns(run: Run) -> int:
+    """Wall time of the warm phase's inferences, warm-up included; the samples that were not kept by estimate."""
+    return sum(run.latency_ns) * run.calls_per_sample * run.sampled_every + sum(run.warmup_ns)
+
+
 def cold_load_ns(run: Run) -> int | None:
     """Median over the fresh processes of import + load + first inference; None without cold starts."""
     return _median([c.import_ns + c.load_ns + c.first_inference_ns for c in run.cold_starts])
@@ -82,47 +89,32 @@ def _median(values: list[int]) -> int | None:
     return round(float(np.median(values))) if values else None
 
 
-def doubts(run: Run) -> tuple[str, ...]:
-    """What makes the latency of `run` doubtful: its own flags, then too few, too noisy, drifting, two modes."""
-    found = list(run.flags)
-    if run.stopped_by == "max_seconds":
-        found.append(f"sampling stopped at {run.plan.max_seconds:g} s with {len(run.latency_ns)} samples")
-    if not run.latency_ns:
-        return tuple(found)
-    samples = np.asarray(run.latency_ns, dtype=np.float64)
-    if len(samples) < _FEW:
-        found.append(f"only {len(samples)} samples")
-        return tuple(found)
-    variation = float(samples.std(ddof=1) / samples.mean())
-    if variation >= _CV_LIMIT:
-        found.append(f"noisy: the samples vary by {variation:.0%} (standard deviation over mean)")
-    third = len(samples) // 3
-    drift = float(np.median(samples[-third:]) / np.median(samples[:third]) - 1)
-    if abs(drift) > _DRIFT_LIMIT:
-        found.append(f"drifting: the last third is {drift:+.0%} against the first")
-    modes = _two_modes(samples)
-    if modes is not None:
-        found.append(f"two modes: {modes[0] / 1e3:.4g} µs and {modes[1] / 1e3:.4g} µs")
-    return tuple(found)
+@functools.lru_cache(maxsize=256)
+def t_quantile(p: float, df: int) -> float:
+    """The `p` quantile of Student's t with `df` degrees of freedom (a whole number), 0.5 <= p < 1."""
+    if not 0.5 <= p < 1 or df < 1:
+        raise ValueError(f"no quantile for p = {p}, {df} degrees of freedom")
+    low, high = 0.0, 1.0
+    while _t_central(high, df) < 2 * p - 1:
+        low, high = high, high * 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _t_central(middle, df) < 2 * p - 1:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
-def _two_modes(samples: np.ndarray) -> tuple[float, float] | None:
-    """Centres of two well separated groups of at least a tenth each, or None.
-
-    The middle 90 % of the logarithms are cut where the variance between the parts is largest (Otsu 1979); the
-    parts count as modes when Ashman's D between them is over 4 and their centres are more than 5 % apart.
-    """
-    values = np.log(np.sort(samples))
-    values = values[len(values) // 20 : len(values) - len(values) // 20]
-    n = len(values)
-    left = np.arange(1, n)
-    sums = np.cumsum(values)[:-1]
-    mean_left, mean_right = sums / left, (values.sum() - sums) / (n - left)
-    cut = int(np.argmax(left * (n - left) * (mean_left - mean_right) ** 2)) + 1
-    low, high = values[:cut], values[cut:]
-    if min(len(low), len(high)) < n / 10 or high.mean() - low.mean() < math.log(1.05):
-        return None
-    spread = math.sqrt((float(low.var()) + float(high.var())) / 2)
-    if high.mean() - low.mean() <= _ASHMAN_D * spread:
-        return None
-    return float(np.exp(np.median(low))), float(np.exp(np.median(high)))
+def _t_central(t: float, df: int) -> float:
+    """P(|T| <= t): the finite series for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    angle = math.atan(t / math.sqrt(df))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if df == 1:
+        return 2 * angle / math.pi
+    term, total = (1.0, 1.0) if df % 2 == 0 else (cosine, cosine)
+    first = 1 if df % 2 == 0 else 2
+    for k in range(first, df - 2, 2):
+        term *= cosine * cosine * k / (k + 1)
+        total += term
+    return sine * total if df % 2 == 0 else 2 / math.pi * (angle + sine * total)

@@ -9,10 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgekit.benchmarks.stats import stated_ratio
 from edgekit.benchmarks.values import Gates
 from edgekit.report.model import GateResult, LatencySummary, Row, Verdict
 
-__all__ = ["judge", "overall"]
+__all__ = ["judge", "overall", "unstated_speedup"]
+
+
+def unstated_speedup(row: Row, baseline: Row) -> str | None:
+    """Why the ratio of the two latencies is not called a speed-up; None where it may be."""
+    if row.latency is None or baseline.latency is None:
+        return None
+    for which, one in (("this row", row), ("the teacher's row", baseline)):
+        if one.invalid:
+            return f"no speed-up is stated: the run of {which} is not valid: {one.invalid[0]}"
+        if one.stability is not None and one.stability.verdict is Verdict.NOISY:
+            told = next(d.told for d in one.stability.doubts if d.decides)
+            return f"no speed-up is stated: {which} is NOISY: {told}"
+    by_p50 = baseline.latency.p50_ns / row.latency.p50_ns
+    by_min = baseline.latency.min_ns / row.latency.min_ns
+    if stated_ratio(by_min, by_p50) is None:
+        return f"no speed-up is stated: by medians {by_p50:.3g}x, by minima {by_min:.3g}x; load, not only the model"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +43,13 @@ class _Measure:
     text: str
 
 
-def judge(row: Row, gates: Gates, *, baseline: LatencySummary | None) -> tuple[Verdict, tuple[GateResult, ...]]:
+def judge(
+    row: Row, gates: Gates, *, baseline: LatencySummary | None, unstated: str | None = None
+) -> tuple[Verdict, tuple[GateResult, ...]]:
     """The verdict of each gate that was asked for, and of all together.
 
-    `baseline` is the latency of the baseline row on the same device, for `min_speedup`.
+    `baseline` is the latency of the baseline row on the same device, for `min_speedup`; `unstated` says why that
+    ratio may not be stated, which makes its gate NOISY.
     """
     why = row.error.splitlines()[0] if row.error else f"run is {row.status}"
     results = []
@@ -38,6 +59,8 @@ def judge(row: Row, gates: Gates, *, baseline: LatencySummary | None) -> tuple[V
             results.append(GateResult(gate=shown, verdict=Verdict.FAIL, detail=f"no valid measurement: {why}"))
         elif measure is None:
             results.append(GateResult(gate=shown, verdict=Verdict.FAIL, detail="not measured"))
+        elif name == "min_speedup" and unstated is not None:
+            results.append(GateResult(gate=shown, verdict=Verdict.NOISY, detail=f"{measure.text}; {unstated}"))
         else:
             emulated = " (emulated device)" if row.emulated and name in _TIMES else ""
             verdict = _decide(measure, limit, is_maximum)

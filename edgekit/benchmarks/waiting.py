@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from edgekit.benchmarks.devices.asking import ask
 from edgekit.benchmarks.devices.base import Deadline, Device, Launch, Watched
 from edgekit.benchmarks.devices.script import number
 from edgekit.benchmarks.failures import REBOOTED, killed_for_memory
@@ -63,7 +64,7 @@ class Start:
 
 def read_progress(device: Device, name: str, deadline: Deadline) -> Progress | None:
     """What the runner last said; None where it has said nothing (or nothing that can be read)."""
-    done = device.run(["cat", str(device.job_dir(name) / "progress.json")], deadline)
+    done = ask(device, ["cat", str(device.job_dir(name) / "progress.json")], deadline)
     return _parsed(done.stdout) if done.returncode == 0 else None
 
 
@@ -96,13 +97,20 @@ def launch(device: Device, job: Launch, watcher: Watcher) -> Watched:
 
 
 def wait_until_done(
-    device: Device, start: Start, deadline: Deadline, watched: Watched, watcher: Watcher
+    device: Device,
+    start: Start,
+    deadline: Deadline,
+    watched: Watched,
+    watcher: Watcher,
+    check: Callable[[], None] = lambda: None,
 ) -> Died | Watched:
     """How the job ended, from `watched` (what its launch saw) on. Raises what the link raises when it stays lost.
 
-    A runner that is gone is started again in the same folder, at most three times over all calls.
+    A runner that is gone is started again in the same folder, at most three times over all calls. `check` is called
+    before each look and ends the waiting by what it raises.
     """
     while watched.result is None and not watched.result_is_large:
+        check()
         if deadline.remaining <= 0:
             return _give_up(device, start)
         died = _attend(device, start)
@@ -142,7 +150,7 @@ def _attend(device: Device, start: Start) -> Died | None:
 def _was_restarted(device: Device, start: Start) -> bool:
     """Whether the device booted since a runner of the job was started: by the kernel's boot id, then and now."""
     records = [str(device.job_dir(name) / "started" / "process") for name in start.names()]
-    done = device.run(["cat", "/proc/sys/kernel/random/boot_id", *records], Deadline.after(_COMMAND_SECONDS))
+    done = ask(device, ["cat", "/proc/sys/kernel/random/boot_id", *records], Deadline.after(_COMMAND_SECONDS))
     lines = [line.split() for line in done.stdout.splitlines()]
     if not lines or len(lines[0]) != 1:  # a system that tells no boot id
         return False
@@ -152,11 +160,11 @@ def _was_restarted(device: Device, start: Start) -> bool:
 def _how_it_ended(device: Device, name: str) -> Died | None:
     """A runner that ended by itself without a result; None when it was killed (or was never there)."""
     folder = device.job_dir(name)
-    done = device.run(["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
+    done = ask(device, ["cat", str(folder / "exit")], Deadline.after(_COMMAND_SECONDS))
     status = number(done.stdout.strip())
     if done.returncode != 0 or status is None or not 0 < status <= 128:
         return None
-    said = device.run(["tail", "-c", "4000", str(folder / "stderr")], Deadline.after(_COMMAND_SECONDS)).stdout.strip()
+    said = ask(device, ["tail", "-c", "4000", str(folder / "stderr")], Deadline.after(_COMMAND_SECONDS)).stdout.strip()
     return Died(status=RunStatus.FAILED, error=f"the runner ended with {status}" + (f"\n{said}" if said else ""))
 
 

@@ -107,7 +107,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except EdgekitError as e:
         if is_debug:
             traceback.print_exc()
-        return fail(e, as_json=as_json) + (10 if command == "compare" else 0)
+        return fail(e, as_json=as_json) + (10 if command == "compare" and not isinstance(e, Interrupted) else 0)
     except _ClickException as e:
         e.show()
         return int(e.exit_code) + (10 if command == "compare" else 0)

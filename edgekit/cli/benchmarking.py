@@ -106,6 +106,8 @@ def benchmark(
         for result in results:
             for part in _details(result):
                 Console().print(part)
+        for line in _doubts(results):
+            Console().print(line, markup=False, highlight=False)
     bad = [result for result in results if result.run.status != "ok"]
     statuses = [fail(result.as_error(), as_json=False) for result in bad]
     return statuses[0] if statuses else 0
@@ -133,7 +135,7 @@ def _table(results: tuple[BenchmarkResult, ...]) -> Table:
             str(len(run.latency_ns)),
             _runtime(run),
             quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
-            "; ".join(run.flags) or (run.error or ""),
+            _note(run),
         )
         table.add_row(*map(shown, cells))
     return table
@@ -156,28 +158,28 @@ def _runtime(run: Run) -> str:
 
 def _details(result: BenchmarkResult) -> list[Table | str]:
     """What was asked for beyond the table: operators and energy, or why they are not there."""
-    from rich.markup import escape
+    from edgekit.cli.shown import shown
 
-    run, name = result.run, escape(result.artifact.passport.name)
+    run, name = result.run, shown(result.artifact.passport.name)
     parts: list[Table | str] = []
     if run.operators:
         parts.append(_operators(result))
     elif run.plan.profile and run.status == "ok":
-        parts.append(f"{name}: no operator profile: {escape(run.unmeasured.get('operators', 'not measured'))}")
+        parts.append(f"{name}: no operator profile: {shown(run.unmeasured.get('operators', 'not measured'))}")
     if run.energy:
         parts.append(
             f"{name}: {run.energy.mj_per_inference:.3g} ± {run.energy.error_mj:.2g} mJ per inference above idle "
-            f"({escape(run.energy.source)}: {run.energy.busy_mw:.0f} mW busy, {run.energy.idle_mw:.0f} mW idle)"
+            f"({shown(run.energy.source)}: {run.energy.busy_mw:.0f} mW busy, {run.energy.idle_mw:.0f} mW idle)"
         )
     elif run.plan.energy and run.status == "ok":
-        parts.append(f"{name}: no energy: {escape(run.unmeasured.get('energy', 'not measured'))}")
+        parts.append(f"{name}: no energy: {shown(run.unmeasured.get('energy', 'not measured'))}")
     return parts
 
 
 def _operators(result: BenchmarkResult) -> Table:
-    from rich.markup import escape
     from rich.table import Table
 
+    from edgekit.cli.shown import shown
     from edgekit.report import quantities
 
     operators = result.run.operators or ()
@@ -190,14 +192,36 @@ def _operators(result: BenchmarkResult) -> Table:
         "share",
         box=None,
         pad_edge=False,
-        title=escape(result.artifact.passport.name),
+        title=shown(result.artifact.passport.name),
     )
     for o in operators[:_SHOWN_OPERATORS]:
         per_run = quantities.time(round(o.total_ns / runs))
-        table.add_row(escape(o.name[:80]), escape(o.type[:40]), per_run, f"{o.total_ns / total:.1%}")
+        table.add_row(shown(o.name[:80]), shown(o.type[:40]), per_run, f"{o.total_ns / total:.1%}")
     if len(operators) > _SHOWN_OPERATORS:
         rest = sum(o.total_ns for o in operators[_SHOWN_OPERATORS:])
         table.add_row(
             f"{len(operators) - _SHOWN_OPERATORS} more", "", quantities.time(round(rest / runs)), f"{rest / total:.1%}"
         )
     return table
+
+
+def _note(run: Run) -> str:
+    """The error, or whether the numbers are steady, and what was flagged while measuring."""
+    from edgekit.benchmarks.stability import judge_stability
+
+    if run.error or not run.latency_ns:
+        return "; ".join(run.flags) or (run.error or "")
+    verdict = judge_stability(run).verdict
+    return "; ".join([*(["NOISY"] if verdict == "NOISY" else []), *run.flags])
+
+
+def _doubts(results: tuple[BenchmarkResult, ...]) -> list[str]:
+    """What makes latencies doubtful and what to do about it, one line each."""
+    from edgekit.benchmarks.stability import judge_stability
+
+    return [
+        f"~ {result.artifact.passport.name}: {doubt}"
+        for result in results
+        if result.run.latency_ns
+        for doubt in judge_stability(result.run).doubts
+    ]

@@ -11,6 +11,7 @@ from edgekit.cli import (  # noqa: F401, I001  (the order is the order of the he
     benchmarking,
     devices,
     board,
+    comparing,
     reporting,
     scaffolding,
     doctor,

@@ -1,4 +1,4 @@
-"""`edgekit compare` and `edgekit report`."""
+"""`edgekit report`."""
 
 from __future__ import annotations
 
@@ -11,48 +11,6 @@ import typer
 
 from edgekit.cli.app import app
 from edgekit.errors import UserError
-
-
-@app.command(epilog="Example: edgekit compare demo-1a2b3c4d latest --max-regress 3%")
-def compare(
-    before: Annotated[str, typer.Argument(help="A run: its id, the beginning of it, `latest`, or a path.")],
-    after: Annotated[str, typer.Argument(help="The run to judge against it.")],
-    max_regress: Annotated[str, typer.Option(help="How much slower (p50) is still allowed.")] = "3%",
-    workspace: Annotated[Path, typer.Option("--workspace", "-w")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> int:
-    """Compare two runs row by row. Exit status: 0 PASS, 1 FAIL, 2 NOISY, 3 INCOMPARABLE."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from edgekit.cli.shown import shown
-    from edgekit.pipeline.comparison import compare_reports
-    from edgekit.pipeline.workspace import Workspace
-    from edgekit.report.model import Verdict
-    from edgekit.report.write import read_report
-
-    place = Workspace(workspace)
-    reports = [read_report(place.find_run(name) / "report.json") for name in (before, after)]
-    comparison = compare_reports(*reports, max_regress=_fraction(max_regress))
-    if as_json:
-        print(comparison.model_dump_json())
-    else:
-        table = Table("artifact", "device", "p50 before", "p50 after", "change", "accuracy", "verdict", "why")
-        for row in comparison.rows:
-            table.add_row(*(shown(cell) for cell in row.cells()))
-        Console().print(table)
-        Console().print(f"{comparison.verdict}: {shown(comparison.reason)}")
-    return {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.NOISY: 2, Verdict.INCOMPARABLE: 3}[comparison.verdict]
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError as e:
-        raise UserError(f"--max-regress {text}: write 3% or 0.03") from e
-    if not 0 <= value <= 1:
-        raise UserError(f"--max-regress {text}: must lie between 0 and 100%")
-    return value
 
 
 class Kind(StrEnum):

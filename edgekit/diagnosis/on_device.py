@@ -57,10 +57,9 @@ def _run(
     subject: Subject, examination: Examination, device: str, workspace: Path, tell: Callable[[str], None]
 ) -> tuple[np.ndarray, ...]:
     """Every output of the tapped file on the device, `[N, …]`."""
-    from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
     from edgekit.benchmarks.harness import measure
     from edgekit.benchmarks.inputs import InputSet, read_outputs
+    from edgekit.benchmarks.session import measuring_on
     from edgekit.benchmarks.values import Plan
     from edgekit.converters.passports import inspect_file
     from edgekit.store import ResultStore
@@ -70,12 +69,11 @@ def _run(
     tapped = Artifact(path=path, passport=inspect_file(path).model_copy(update={"name": name}))
     inputs = InputSet(arrays=tuple(np.concatenate(column) for column in zip(*subject.samples, strict=True)))
     plan = Plan(cold_starts=0, warmup_min_runs=0, min_samples=1, min_seconds=0.0, memory=False, accuracy=True)
-    with ResultStore(workspace) as store, open_device(device) as place:
-        info = place.probe(Deadline.after(60))
-        store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
-            tell(f"{name} on {info.spec}")
-            run = measure(place, info, tapped, inputs, plan, store=store, work_dir=workspace / "inputs")
+    with ResultStore(workspace) as store, measuring_on(device, store) as session:
+        tell(f"{name} on {session.info.spec}")
+        run = measure(
+            session.device, session.info, tapped, inputs, plan, store=session.store, work_dir=workspace / "inputs"
+        )
         if run.status != "ok" or run.outputs_sha256 is None:
             raise ModelCrashError(f"{name}: {run.status}: {run.error or 'no reason given'}", device=device)
         return read_outputs(store.outputs_path(run.outputs_sha256), tapped.passport, len(inputs), device=device)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
 from edgekit.benchmarks.values import DeviceInfo, Run
-from edgekit.errors import Blame, DeviceError, EdgekitError, HostError, Interrupted, UserError
+from edgekit.errors import Blame, DeviceError, EdgekitError, HostError, Interrupted, LeaseLost, UserError
 from edgekit.pipeline.conversion import Converted
 from edgekit.pipeline.events import StageEvent, StageStatus
 from edgekit.recipe import DeviceEntry
@@ -21,6 +21,7 @@ from edgekit.report.model import SkippedDevice
 
 if TYPE_CHECKING:
     from edgekit.benchmarks.inputs import InputSet
+    from edgekit.benchmarks.session import Session
     from edgekit.pipeline.run import Context
     from edgekit.store import ResultStore
     from edgekit.workload import Workload
@@ -108,33 +109,21 @@ def _device_failed(
 def _measure_device(
     context: Context, entry: DeviceEntry, converted: Converted, fed: Mapping[str, InputSet], store: ResultStore
 ) -> tuple[DeviceInfo, list[Measurement]]:
-    from edgekit.benchmarks.devices.base import Deadline
-    from edgekit.benchmarks.devices.registry import device_lock, open_device
+    from edgekit.benchmarks.session import measuring_on
 
     name = f"measure-{entry.spec}"
     context.observe(StageEvent(stage=name, status=StageStatus.STARTED, text="connecting"))
     began = time.monotonic()
-    with open_device(entry.spec) as device:
-        info = device.probe(Deadline.after(60))
-        store.remember_device(info)
-        with device_lock(info, Deadline.after(5)):
-            done: list[Measurement] = []
-            for place, artifact in enumerate(converted.all):
-                gone = next((m.error for m in done if m.error is not None and m.error.blame is Blame.LINK), None)
-                done.append(
-                    Measurement(artifact=artifact, device=info.spec, run=None, error=gone)
-                    if gone is not None
-                    else _measure_one(
-                        context,
-                        name,
-                        device,
-                        info,
-                        artifact,
-                        fed[artifact.passport.sha256],
-                        store,
-                        place / len(converted.all),
-                    )
-                )
+    with measuring_on(entry.spec, store) as session:
+        info = session.info
+        done: list[Measurement] = []
+        for place, artifact in enumerate(converted.all):
+            gone = next((m.error for m in done if m.error is not None and _is_gone(m.error)), None)
+            if gone is not None:
+                done.append(Measurement(artifact=artifact, device=info.spec, run=None, error=gone))
+                continue
+            inputs = fed[artifact.passport.sha256]
+            done.append(_measure_one(context, name, session, artifact, inputs, place / len(converted.all)))
     failed = [m.error for m in done if m.error is not None]
     status = StageStatus.CACHED if all(m.was_stored for m in done) else StageStatus.DONE
     context.note(
@@ -146,19 +135,22 @@ def _measure_device(
     return info, done
 
 
+def _is_gone(error: EdgekitError) -> bool:
+    """Whether nothing more can be measured on the device that gave this error."""
+    return error.blame is Blame.LINK or isinstance(error, LeaseLost)
+
+
 def _measure_one(
     context: Context,
     stage: str,
-    device: object,
-    info: DeviceInfo,
+    session: Session,
     artifact: Artifact,
     inputs: InputSet,
-    store: ResultStore,
     fraction: float,
 ) -> Measurement:
     from edgekit.benchmarks.harness import measure
 
-    shown = artifact.passport.name
+    shown, info = artifact.passport.name, session.info
 
     def tell(phase: str, _part: float) -> None:
         context.observe(
@@ -169,12 +161,12 @@ def _measure_one(
     started = time.monotonic_ns()
     try:
         run = measure(
-            device,  # type: ignore[arg-type]
+            session.device,
             info,
             artifact,
             inputs,
             context.recipe.plan,
-            store=store,
+            store=session.store,
             work_dir=context.workspace.root / "inputs",
             fresh=context.options.is_fresh,
             on_progress=tell,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import Artifact
-from edgekit.benchmarks.values import DeviceInfo, Gates
+from edgekit.benchmarks.values import DeviceInfo, Gates, RunStatus
 from edgekit.errors import EdgekitError
 from edgekit.pipeline.measurement import Measured, Measurement
-from edgekit.report.model import LatencySummary, Row, Verdict, WorstInput
+from edgekit.report.model import Row, Verdict, WorstInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,14 +42,15 @@ class RowMaker:
 
         devices = {info.spec: info for info in self.measured.devices}
         rows = [self._row(m, devices.get(m.device)) for m in self.measured.measurements]
-        rows = self._compared_with_host(rows)
+        rows = self._compared_with_host(rows, devices)
         rows = self._compared_with_float(rows)
         rows = [self._judged(row, rows) for row in rows]
         front = pareto_front(rows)
         return tuple(row.model_copy(update={"pareto": row.id in front}) for row in rows)
 
     def _row(self, measurement: Measurement, info: DeviceInfo | None) -> Row:
-        from edgekit.benchmarks.stats import cold_load_ns, cold_process_ns, doubts, summarize
+        from edgekit.benchmarks.stability import invalid_reasons, judge_stability
+        from edgekit.benchmarks.stats import cold_load_ns, cold_process_ns, summarize
 
         run, passport = measurement.run, measurement.artifact.passport
         row = Row(
@@ -65,6 +67,7 @@ class RowMaker:
         )
         if run is None:
             return row
+        stability = judge_stability(run) if run.latency_ns else None
         memory = run.memory
         peak = memory.peak_rss_bytes if memory else None
         base = memory.baseline_rss_bytes if memory else None
@@ -76,7 +79,9 @@ class RowMaker:
                 "cold_process_ns": cold_process_ns(run),
                 "peak_rss_bytes": peak,
                 "model_rss_bytes": peak - base if peak is not None and base is not None else None,
-                "flags": doubts(run),
+                "flags": (*run.flags, *(str(d) for d in stability.doubts)) if stability else run.flags,
+                "stability": stability,
+                "invalid": invalid_reasons(run) if run.status is RunStatus.OK else (),
                 **self._accuracy_of(measurement),
             }
         )
@@ -109,6 +114,7 @@ class RowMaker:
         )
         return {
             "accuracy": told.accuracy,
+            "top5": told.top5,
             "accuracy_drop": told.accuracy_drop,
             "agreement": told.agreement,
             "kl_to_teacher": told.kl_to_teacher,
@@ -136,32 +142,39 @@ class RowMaker:
             for index, kl in told.worst[:WORST_SHOWN]
         )
 
-    def _compared_with_host(self, rows: list[Row]) -> list[Row]:
-        """Rows of other devices, with whether their outputs equal this host's to the bit."""
-        import numpy as np
-
+    def _compared_with_host(self, rows: list[Row], devices: Mapping[str, DeviceInfo]) -> list[Row]:
+        """Rows of other devices, with whether their outputs are this host's: to the bit where they should be."""
         by_id = {row.id: m for row, m in zip(rows, self.measured.measurements, strict=True)}
         compared = []
         for row in rows:
             host = by_id.get(f"{row.artifact}@local")
-            if row.device == "local" or host is None:
-                compared.append(row)
-                continue
-            here, there = self.outputs(host), self.outputs(by_id[row.id])
-            if here is None or there is None:
-                compared.append(row)
-                continue
-            difference = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(here, there, strict=True))
-            is_finite = bool(np.isfinite(difference))
-            compared.append(
-                row.model_copy(
-                    update={
-                        "matches_host": difference == 0.0,
-                        "host_max_abs_difference": difference if is_finite else None,
-                    }
-                )
-            )
+            if row.device != "local" and host is not None:
+                row = self._matched(row, host, by_id[row.id], devices)
+            compared.append(row)
         return compared
+
+    def _matched(self, row: Row, host: Measurement, there: Measurement, devices: Mapping[str, DeviceInfo]) -> Row:
+        from edgekit.benchmarks.host_match import match_host, why_not_exact
+
+        outputs, ours = self.outputs(there), self.outputs(host)
+        if outputs is None or ours is None or host.run is None or there.run is None:
+            return row
+        infos = (devices.get("local"), devices.get(there.device))
+        excuse: str | None = "the facts of one device are not known"
+        if infos[0] is not None and infos[1] is not None:
+            excuse = why_not_exact(host.run, there.run, infos[0], infos[1])
+        reference = self.teacher if self._is_baseline(there.artifact) else self.student
+        told = match_host(ours, outputs, reference=reference.outputs, excuse=excuse)
+        flag = (f"outputs against this host's: {told.reason}",) if told.verdict is Verdict.FAIL else ()
+        return row.model_copy(
+            update={
+                "matches_host": told.is_equal,
+                "host_max_abs_difference": told.max_abs_difference,
+                "host_verdict": told.verdict,
+                "host_reason": told.reason,
+                "flags": (*row.flags, *flag),
+            }
+        )
 
     def _compared_with_float(self, rows: list[Row]) -> list[Row]:
         """Quantized rows slower than their fp32 twin on the same device are flagged, where the intervals tell."""
@@ -185,18 +198,19 @@ class RowMaker:
         return flagged
 
     def _judged(self, row: Row, rows: list[Row]) -> Row:
-        from edgekit.benchmarks.verdict import judge
+        from edgekit.benchmarks.verdict import judge, unstated_speedup
 
-        base: LatencySummary | None = next(
-            (other.latency for other in rows if other.is_baseline and other.device == row.device), None
-        )
-        speedup = base.p50_ns / row.latency.p50_ns if base and row.latency and row.latency.p50_ns else None
-        row = row.model_copy(update={"speedup": speedup})
+        base = next((other for other in rows if other.is_baseline and other.device == row.device), None)
+        unstated = unstated_speedup(row, base) if base and not row.is_baseline else None
+        if unstated is not None:
+            row = row.model_copy(update={"speedup_unstated": unstated, "flags": (*row.flags, unstated)})
+        elif base and base.latency and row.latency and row.latency.p50_ns:
+            row = row.model_copy(update={"speedup": base.latency.p50_ns / row.latency.p50_ns})
         if row.is_baseline:
             # the baseline is the yardstick; only that it could be measured is asked of it
             verdict = Verdict.NOT_GATED if row.status == "ok" else Verdict.FAIL
             return row.model_copy(update={"verdict": verdict})
-        verdict, gates = judge(row, self.gates, baseline=base)
+        verdict, gates = judge(row, self.gates, baseline=base.latency if base else None, unstated=unstated)
         if row.status != "ok":
             verdict = Verdict.FAIL
         return row.model_copy(update={"verdict": verdict, "gates": gates})

@@ -19,6 +19,7 @@ __all__ = [
     "Baseline",
     "DataFacts",
     "Difference",
+    "Doubt",
     "GateResult",
     "HostFacts",
     "LatencySummary",
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "Row",
     "SkippedDevice",
+    "Stability",
     "StageFacts",
     "Verdict",
     "Warned",
@@ -76,6 +78,26 @@ class LatencySummary(Record):
     p50_high_ns: int
 
 
+class Doubt(Record):
+    """One thing that makes a latency doubtful, and what to do about it."""
+
+    kind: Literal["cut", "few", "short", "spread", "outliers", "drift", "modes", "load"]
+    told: str
+    remedy: str
+    decides: bool = True
+    """Whether it alone makes the run NOISY."""
+
+    def __str__(self) -> str:
+        return f"{self.told} (try: {self.remedy})"
+
+
+class Stability(Record):
+    """Whether the latency of one run is steady: PASS, or NOISY with the reasons."""
+
+    verdict: Literal[Verdict.PASS, Verdict.NOISY]
+    doubts: tuple[Doubt, ...] = ()
+
+
 class GateResult(Record):
     """One gate of the recipe, applied to one row."""
 
@@ -121,6 +143,8 @@ class Row(Record):
     model_rss_bytes: int | None = None
     """Peak less the baseline after the runtime was imported."""
     accuracy: Proportion | None = None
+    top5: Proportion | None = None
+    """None below ten classes."""
     accuracy_drop: Difference | None = None
     """Against the PyTorch teacher, pairwise; what the accuracy gate looks at."""
     agreement: Proportion | None = None
@@ -134,8 +158,14 @@ class Row(Record):
     matches_host: bool | None = None
     """Outputs equal to the bit to the host's run of the same artifact; None where not compared."""
     host_max_abs_difference: float | None = None
+    host_verdict: Verdict | None = None
+    """Whether that is as it should be: equal where processor and runtime are the same, else within a bound."""
+    host_reason: str | None = None
+    """The rule that decided it, with the numbers."""
     speedup: float | None = None
-    """Baseline p50 on the same device over this p50."""
+    """Baseline p50 on the same device over this p50; None where it may not be stated."""
+    speedup_unstated: str | None = None
+    """Why it may not be."""
     verdict: Verdict = Verdict.NOT_GATED
     gates: tuple[GateResult, ...] = ()
     pareto: bool = False
@@ -143,6 +173,10 @@ class Row(Record):
     emulated: bool = False
     flags: tuple[str, ...] = ()
     """What makes the numbers doubtful."""
+    stability: Stability | None = None
+    """None where nothing was timed."""
+    invalid: tuple[str, ...] = ()
+    """Why the run must not be averaged with others or called a speed-up; empty where it is valid."""
     worst: tuple[WorstInput, ...] = ()
     run: Run | None = None
     """The raw record: every sample."""

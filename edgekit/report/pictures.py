@@ -15,11 +15,16 @@ _LARGEST = 256
 
 
 def png_base64(array: np.ndarray) -> str | None:
-    """A `[1 or 3, H, W]` or `[H, W]` array as a base64 PNG, stretched from its own range; None for anything else."""
+    """A `[1 or 3, H, W]`, `[H, W, 1 or 3]` or `[H, W]` array as a base64 PNG, stretched from its own range.
+
+    None for anything else.
+    """
     import numpy as np
     from PIL import Image
 
     planes = array[None] if array.ndim == 2 else array
+    if planes.ndim == 3 and planes.shape[0] not in (1, 3) and planes.shape[-1] in (1, 3):
+        planes = np.moveaxis(planes, -1, 0)
     if planes.ndim != 3 or planes.shape[0] not in (1, 3) or not np.isfinite(planes).all():
         return None
     if not all(4 <= extent <= _LARGEST for extent in planes.shape[1:]):

@@ -151,7 +151,11 @@ def _cells(report: Report, row: Row, t: ResultTable) -> dict[ColumnKey, Cell]:
         k.DROP: _measured(row, q.points(drop), drop, "outputs_sha256"),
         k.AGREEMENT: _proportion_cell(row, row.agreement, with_interval=False),
         k.SQNR: _sqnr_cell(row),
-        k.SPEEDUP: _measured(row, q.ratio(row.speedup), row.speedup, "latency_ns"),
+        k.SPEEDUP: Cell(
+            text=q.ratio(row.speedup),
+            order=row.speedup,
+            reason=None if row.speedup is not None else row.speedup_unstated or _reason(row, "latency_ns"),
+        ),
         k.VERDICT: Cell(text=verdict_text(row.verdict), order=row.verdict.value),
     }
 

@@ -68,6 +68,12 @@ class _Results:
             if line.row.error:
                 where = one_line(f"{line.row.artifact} on {line.row.device}")
                 yield Text(f"! {where}: {one_line(line.row.status)}: {one_line(line.row.error)}", style="red")
+        for line in table.lines:
+            stability = line.row.stability
+            if stability is not None and stability.verdict is Verdict.NOISY:
+                where = one_line(f"{line.row.artifact} on {line.row.device}")
+                doubts = "; ".join(str(d) for d in stability.doubts if d.decides)
+                yield Text(f"~ {where}: NOISY: {one_line(doubts)}", style="yellow")
         if is_narrow:
             missing = [c.title for c in table.columns if c.key in _LEFT_OUT_WHEN_NARROW]
             yield Text(f"Not shown at this width: {', '.join(missing)} (see the report)", style="dim")

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.benchmarks.devices.asking import ask
 from edgekit.benchmarks.devices.base import Deadline, Device, Needed
 from edgekit.benchmarks.values import DeviceInfo
 from edgekit.errors import DeviceDiskFull, DeviceUnusable, IntegrityError, MissingDependencyError
@@ -136,7 +137,7 @@ def _install(
     """What the installer on the device printed: `missing` or `paths`."""
     argv = [device.python, installer, str(device.root / "site"), str(device.root / "cas"), runtime.check]
     argv += [ready, *shas]
-    done = device.run(argv, deadline)
+    done = ask(device, argv, deadline)  # it unpacks by rename, so twice is once
     if done.returncode == 0:
         try:
             answer = parse_json(done.stdout, max_bytes=1 << 20)

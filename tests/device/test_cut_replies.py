@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from support.adb_server import AdbServer
 from support.fake_adbd import FakeAdbd
-from support.links import soon
+from support.links import again, soon
 from support.sshd import Sshd, need_sshd
 
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
@@ -53,6 +53,8 @@ def test_over_adb(tmp_path: Path, keeps_status: bool) -> None:
                 with AdbDevice(transport, root=PurePosixPath(tmp_path / str(mine.start))) as device:
                     assert _ask(device) == TEXT
                     for position in mine:
+                        fake.mangle = None
+                        again(device)
                         if keeps_status:
                             fake.mangle = lambda stream, n=position: (
                                 b"\x01" + n.to_bytes(4, "little") + stream[5 : 5 + n] + stream[5 + REPLY_BYTES :]

@@ -25,8 +25,7 @@ from support.fake_adbd import FakeAdbd
 from support.links import meanwhile, soon
 from support.proxy import Proxy
 
-from edgekit.benchmarks import waiting
-from edgekit.benchmarks.devices import posix, quarantine
+from edgekit.benchmarks.devices import launching, posix, quarantine
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.lock import device_lock
 from edgekit.benchmarks.failures import failure_of
@@ -87,7 +86,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdbServer]:
 
 @pytest.fixture
 def bench(server: AdbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(waiting, "_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(launching, "_QUIET_ROUNDS", 5)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # its python3 has numpy
     with FakeAdbd(environment={**os.environ, "PATH": path}) as fake:
         host, _, port = fake.serial.rpartition(":")
@@ -213,8 +212,8 @@ def short_flap(bench: Bench) -> None:
 def push_cut(bench: Bench) -> EdgekitError:
     source = bench.folder / "model"
     source.write_bytes(secrets.token_bytes(3 << 20))
-    with meanwhile(lambda: bench.proxy.cut_after(up=1 << 20), lambda: 0.02):
-        error = _raised(lambda: bench.device.put(source, soon(6)))
+    bench.proxy.cut_after(up=1 << 20, every=True)
+    error = _raised(lambda: bench.device.put(source, soon(15)))
     bench.proxy.cut_after()
     stored = bench.folder / "device" / "cas"
     assert not [p for p in stored.iterdir() if not p.name.startswith(".")]  # nothing at a final path

@@ -23,6 +23,7 @@ from support.links import (
 from support.proxy import Proxy
 from support.sshd import Sshd
 
+from edgekit.benchmarks.devices.base import Launch
 from edgekit.benchmarks.devices.ssh import SshDevice, SshTransport, parse_target
 from edgekit.errors import DeviceDiskFull, DeviceLost, DeviceTimeout
 from edgekit.schema import sha256_of
@@ -232,7 +233,7 @@ def test_nothing_runs_on_after_it_was_given_up(far: SshDevice) -> None:
 
 @pytest.mark.needs_root
 def test_a_full_disk_is_said_to_be_full(far: SshDevice, tmp_path: Path) -> None:
-    """No space left, in put and in start: DeviceDiskFull, nothing at the final path, no partial file kept."""
+    """No space left, in put, start and launch: DeviceDiskFull, nothing at the final path, no partial file kept."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "edgekit-test", str(place)], capture_output=True)
@@ -250,5 +251,8 @@ def test_a_full_disk_is_said_to_be_full(far: SshDevice, tmp_path: Path) -> None:
                 full.write(full.root / "jobs" / "x", b"x" * 100_000, soon())
             with pytest.raises(DeviceDiskFull):
                 full.start(f"{secrets.token_hex(8)}.1", ["true"], soon())
+            job = Launch(job=f"{secrets.token_hex(8)}.1", argv=("true",), files={"job.json": b"{}"})
+            with pytest.raises(DeviceDiskFull):
+                full.launch(job, soon(), seconds=0.5, on_line=lambda _line: None)
     finally:
         subprocess.run(["umount", str(place)], check=True)

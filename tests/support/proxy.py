@@ -25,6 +25,7 @@ class Proxy:
         self._dripping = threading.Event()
         self._down_left: int | None = None
         self._up_left: int | None = None
+        self._again: tuple[int | None, int | None] = (None, None)
         self.accepted = 0
         self.cuts = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -58,10 +59,14 @@ class Proxy:
                     end.shutdown(socket.SHUT_RDWR)
                     end.close()
 
-    def cut_after(self, *, down: int | None = None, up: int | None = None) -> None:
-        """Reset when that many more bytes have come from the target (`down`) or gone to it (`up`). Once."""
+    def cut_after(self, *, down: int | None = None, up: int | None = None, every: bool = False) -> None:
+        """Reset when that many more bytes have come from the target (`down`) or gone to it (`up`).
+
+        Once, or with `every` again and again after as many more; a call without numbers ends it.
+        """
         with self._lock:
             self._down_left, self._up_left = down, up
+            self._again = (down, up) if every else (None, None)
 
     def swallow(self, on: bool) -> None:
         """While on, connections stay open and nothing passes either way."""
@@ -122,6 +127,8 @@ class Proxy:
             passed = min(wanted, left)
             left = None if passed == left else left - passed
             is_last = left is None
+            if is_last:
+                left = self._again[0 if is_down else 1]
             if is_down:
                 self._down_left = left
             else:

@@ -123,6 +123,11 @@ class Sshd:
                 assert time.monotonic() < deadline, f"sshd does not listen: {log_text}"
                 time.sleep(0.02)
 
+    @property
+    def pid(self) -> int | None:
+        """The listener, whose children are the sessions."""
+        return self._process.pid if self._process is not None else None
+
     def stop(self) -> None:
         """End the listener; sessions that are open go on, as with a real one."""
         if self._process is not None:

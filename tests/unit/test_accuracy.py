@@ -100,3 +100,16 @@ def test_lengths_must_match() -> None:
     """Outputs of other inputs than the labels' are refused, not broadcast."""
     with pytest.raises(WorkloadError, match="labels"):
         evaluate(np.zeros((3, 2)), labels=np.zeros(2, int))
+
+
+def test_top5_counts_by_rank_and_never_what_is_not_finite() -> None:
+    """Twelve classes: rank 0 and 4 count, rank 5 does not, nor a row with NaN, nor a label outside; under ten: None."""
+    rising = np.arange(12, dtype=np.float32)
+    outputs = np.stack([rising] * 5)
+    outputs[3, 0] = np.nan
+    labels = np.array([11, 7, 6, 11, 12])
+    told = evaluate(outputs, labels=labels).top5
+    assert told is not None
+    assert (told.hits, told.total) == (2, 5)
+    assert evaluate(outputs[:, :9], labels=labels).top5 is None
+    assert evaluate(outputs).top5 is None

@@ -9,6 +9,7 @@ import re
 import signal
 import string
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,20 +21,20 @@ from support.links import CALLS, soon
 from edgekit.benchmarks.devices import adb_client, quarantine
 from edgekit.benchmarks.devices.adb import AdbTransport
 from edgekit.benchmarks.devices.adb_client import AdbClient
-from edgekit.benchmarks.devices.base import Completed, Deadline
+from edgekit.benchmarks.devices.base import Completed, Deadline, Launch
 from edgekit.benchmarks.devices.posix import PosixDevice
 from edgekit.benchmarks.devices.room import free_room_script
 from edgekit.benchmarks.devices.script import checked_name, number, quote, unwrap
 from edgekit.benchmarks.devices.ssh import parse_target
-from edgekit.benchmarks.devices.transport import Reply
+from edgekit.benchmarks.devices.transport import OnOutput, Reply
 from edgekit.benchmarks.failures import failure_of, killed_for_memory
 from edgekit.benchmarks.result import RunnerResult, parse_result
 from edgekit.benchmarks.values import Plan, Run, RunStatus
-from edgekit.benchmarks.waiting import Progress, Start, _how_it_ended, _was_restarted, read_progress
+from edgekit.benchmarks.waiting import Progress, Start, Watcher, _how_it_ended, _was_restarted, read_progress
 from edgekit.errors import DeviceError, DeviceLost, DeviceUnusable, EdgekitError, InvalidResultError, UserError
 
 NONCE = "0123456789abcdef" * 2
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "result.v1.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "result.v2.json").read_text())
 TOLD = st.one_of(
     st.text(max_size=300),
     st.lists(st.text(alphabet="0123456789 \n-²٣.abcdefx:@'\x00\x1b", max_size=40), max_size=6).map("\n".join),
@@ -69,7 +70,9 @@ class Talker:
 
     def recover(self, deadline: Deadline) -> None: ...
 
-    def shell(self, script: str, deadline: Deadline) -> Reply:
+    def shell(self, script: str, deadline: Deadline, *, on_output: OnOutput | None = None) -> Reply:
+        if on_output is not None:
+            on_output(self.stdout)
         found = re.search(r"@([0-9a-f]{32}):%d@", script)
         assert found is not None
         end = f"\n@{found[1]}:{self.status}@".encode()
@@ -196,6 +199,30 @@ def test_a_result_with_any_value_changed_is_checked(path: tuple[Any, ...], value
 def test_any_bytes_as_a_result_are_refused(text: bytes) -> None:
     """What is not a result is InvalidResultError and nothing else."""
     assert not _check(text)
+
+
+def test_the_result_that_is_changed_is_a_good_one() -> None:
+    """What the properties above start from is accepted as it is."""
+    assert _check(json.dumps(GOLDEN).encode())
+
+
+@settings(deadline=None)
+@given(TOLD | st.lists(JSON.map(lambda v: json.dumps(v)), max_size=3).map("\n".join), st.sampled_from([0, 1]))
+def test_a_watched_job_is_what_was_printed_or_an_error(told: str, status: int) -> None:
+    """Whatever comes from a call that waits for a job: a value or one of edgekit's errors."""
+    device = _device(told, status)
+    job = Launch(job="k.1", argv=("true",), env={}, needed=(), files={})
+    watcher = Watcher("k.1", lambda progress: None)
+    calls: list[Callable[[], object]] = [
+        lambda: device.launch(job, soon(5), seconds=1, on_line=watcher),
+        lambda: device.watch("k.1", soon(5), seconds=1, on_line=watcher),
+    ]
+    for call in calls:
+        with contextlib.suppress(EdgekitError):
+            call()
+    for text in (f"edgekit-result {len(told)}\n{told}", f"missing {told}", f"ghost {told}", f"owner {told}"):
+        with contextlib.suppress(EdgekitError):
+            _device(text, status).watch("k.1", soon(5), seconds=1, on_line=watcher)
 
 
 def _check(text: bytes) -> bool:

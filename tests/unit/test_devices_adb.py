@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from support.adb_server import AdbServer
 from support.fake_adbd import FakeAdbd
+from support.links import again
 
 from edgekit.benchmarks.devices.adb import AdbDevice, AdbTransport
 from edgekit.benchmarks.devices.adb_attached import AttachedDevice, attached, parse_devices, state_problem
@@ -142,6 +143,7 @@ def test_no_stream_cut_after_any_byte_is_accepted(server: tuple[AdbClient, int],
     def cut_at(mine: range) -> None:
         with FakeAdbd() as fake, _device(server, fake, tmp_path / str(mine.start)) as device:
             for position in mine:
+                again(device)
                 fake.cut_reply_after = position
                 try:
                     outcomes[position] = device.run(["printf", "x" * 20], _soon(10))

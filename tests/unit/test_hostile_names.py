@@ -16,6 +16,7 @@ from support import doubles
 
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.local import LocalDevice
+from edgekit.benchmarks.devices.room import free_room_script
 from edgekit.cli.app import _VisibleFormatter, fail, run_command_line
 from edgekit.cli.shown import shown
 from edgekit.errors import CommandError, DeviceLost
@@ -115,6 +116,30 @@ def test_an_artifact_of_any_name_is_measured(local_device: LocalDevice, tmp_path
     run = measure(local_device, info, artifact, doubles.inputs(), doubles.QUICK, **options)  # type: ignore[arg-type]
     assert run.status == "ok"
     assert {p.name for p in tmp_path.iterdir()} <= {"model", "outputs", "work", "device"}
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "$(touch CANARY)", ";x", "new\nline", "*", "ü☃", "-rf", '"'])
+def test_a_folder_of_any_name_holds_a_device(name: str, tmp_path: Path) -> None:
+    """The path of edgekit's folder is data in every script: files, jobs, room and ghosts work below any name."""
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    with LocalDevice(root=tmp_path / name) as device:
+        path = device.put(source, Deadline.after(20))
+        sent: list[object] = []
+        device._transport.send = lambda *a, **k: sent.append(a)  # type: ignore[method-assign]
+        assert device.put(source, Deadline.after(20)) == path
+        del device._transport.send  # type: ignore[method-assign]
+        assert sent == []
+        old, job = "aaaa.1", "bbbb.1"
+        device.write(device.job_dir(job) / "job.json", b"{}", Deadline.after(20))
+        device.start(old, ["sleep", "60"], Deadline.after(20))
+        device.start(job, ["sleep", "60"], Deadline.after(20), alone=True)
+        assert [device.is_alive(n, Deadline.after(20)) for n in (old, job)] == [False, True]
+        device.kill(job, Deadline.after(20))
+        device.pull(device.job_dir(job) / "job.json", tmp_path / "got", Deadline.after(20), max_bytes=10)
+        assert (tmp_path / "got").read_bytes() == b"{}"
+        assert device._query(free_room_script(device.root, 1, []), Deadline.after(20)).split() == ["1", "7"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["source", "got", name])
 
 
 def test_a_process_may_have_any_name(local_device: LocalDevice, tmp_path: Path) -> None:

@@ -69,11 +69,20 @@ class AdbClient:
         return run_bounded(self.argv(*arguments), deadline, device=device, tick=tick, on_output=on_output)
 
     def start_server(self, deadline: Deadline) -> None:
-        """Make sure the server runs. One start at a time on this host: racing starts fail one another."""
+        """Make sure the server runs. One start at a time on this host: racing starts fail one another.
+
+        A server that dies while it is asked, or while it starts, is started again, twice at most.
+        """
         if self.server:
             return  # such a server has an owner, who started it
         with host_lock("adb-server", deadline):
             reply = self.run(["start-server"], deadline)
+            for _ in range(2):
+                if reply.returncode == 0 or deadline.remaining <= 1.0:
+                    break
+                log.warning("the adb server does not start, trying again")
+                time.sleep(0.3)
+                reply = self.run(["start-server"], deadline)
         if reply.returncode != 0:
             said = reply.stderr.decode("utf-8", "replace").strip().splitlines()
             raise DeviceLost(

@@ -26,6 +26,7 @@ from edgekit.benchmarks.devices.board_arch import ARCHES
 from edgekit.benchmarks.devices.board_records import boards_folder
 from edgekit.benchmarks.devices.board_tree import board_tree, recipe_id
 from edgekit.benchmarks.devices.cell import Cell, remove_tree, start_cell
+from edgekit.benchmarks.devices.process import process_start
 from edgekit.errors import DeviceLost, DeviceTimeout, DeviceUnusable
 
 __all__ = ["BUILD_SECONDS", "START_SECONDS", "Instance", "private_client", "remove_stale_boards", "start_instance"]
@@ -176,12 +177,8 @@ def _prefix() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """When process `pid` began, in clock ticks since boot; None when there is none. Tells a reused pid."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()[19]
+    found = process_start(pid)
+    return found.start if found else None
 
 
 def remove_stale_boards() -> int:

@@ -91,9 +91,10 @@ detach() { exec %(setsid)s "$@"; }
 ( detach sh -c %(wrapper)s %(job)s %(words)s ) >stdout 2>stderr </dev/null &
 child=$!
 i=0
-while [ ! -f started/process ] && [ ! -f exit ] && [ $i -lt 200 ]; do
-  # A child that is gone may have left the work to one of its own (setsid forks where it leads a group): half a second.
-  kill -0 $child 2>/dev/null || [ $i -ge 150 ] || i=150
+while [ ! -f started/process ] && [ ! -f exit ] && [ $i -lt 1500 ]; do
+  # A child that is gone may have left the work to one of its own (setsid forks where it leads a group). On a device
+  # with ten times the work it has processors for, that one took more than half a second: five.
+  kill -0 $child 2>/dev/null || [ $i -ge 1000 ] || i=1000
   i=$((i+1)); sleep 0.01 2>/dev/null || sleep 1
 done
 [ -f started/process ] || { echo "the job did not come up" >&2; exit 91; }

@@ -61,7 +61,9 @@ def _check(needed: Needed) -> str:
 
 def _write(folder: PurePosixPath, name: str, data: bytes, token: str) -> str:
     final, temporary = (quote(str(folder / part)) for part in (checked_name(name), f".{name}.{token}"))
-    return f"printf %s {quote(data.decode())} > {temporary} && mv -f {temporary} {final} || exit 90"
+    # a shell's own printf says only "I/O error" of a full disk; cat says why, as in `jobs`
+    failed = f"{{ echo full | cat > {temporary}; rm -f {temporary}; exit 90; }}"
+    return f"printf %s {quote(data.decode())} > {temporary} && mv -f {temporary} {final} || {failed}"
 
 
 def watch_script(folder: PurePosixPath, seconds: float) -> str:

@@ -5,7 +5,8 @@ What each promise rests on:
 * `run`: both streams end in a sentinel with a nonce (`script`), else DeviceLost. Tried again only when the link
   was down before it was sent: the command may have effects.
 * `put`: sent to `cas/.<sha>.<random>`, hashed *on the device*, then renamed to `cas/<sha>`. A cut transfer
-  leaves at worst a file that no one will ever read.
+  leaves at worst a file that no one will ever read. A large file of a size that is not there is sent while it is
+  hashed here.
 * `start`: `mkdir` of the start lock (`jobs`); idempotent, so it is retried when the link is lost.
   Processes that an earlier job left behind are ended first where the caller asks for it (`alone`).
 * `pull`: size and hash are asked first, the copy goes into a temporary file that is renamed when it matches.
@@ -23,6 +24,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self, TypeVar
@@ -47,20 +49,22 @@ from edgekit.errors import (
     OutputLimitError,
     UserError,
 )
-from edgekit.schema import sha256_of
+from edgekit.schema import known_sha256, sha256_of
 
 __all__ = ["PosixDevice"]
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
+_AHEAD_BYTES = 4 << 20
+"""From here on hashing takes longer than one more question."""
 _CLEANUP_SECONDS = 1.5
 _KEEP_SECONDS = 900.0
 """A file that was put so lately is not removed to make room: the job it is for may be about to start."""
 _START_BYTES = 1 << 20
 """Room that is made where a job could not be started for want of it."""
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
-_SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi; }; '
+_SHA256 = 'sha() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi <"$1"; }; '
 
 T = TypeVar("T")
 
@@ -158,13 +162,19 @@ class PosixDevice:
 
     def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
         try:
-            sha, size = sha256_of(source), source.stat().st_size
+            size = source.stat().st_size
+            with ThreadPoolExecutor(1) as beside:
+                hashing = beside.submit(known_sha256, source)
+                ahead = self._send_ahead(source, size, deadline) if size >= _AHEAD_BYTES else None
+                sha = hashing.result()
         except OSError as e:
             raise HostError(f"cannot read {source}: {e.strerror}") from e
         final = self.stored(sha)
         self._put_at[sha] = time.monotonic()
+        if ahead is not None and self._settled_ahead(ahead, final, sha, deadline):
+            return final
         # touched, so that what makes room removes the files that were not asked for longest
-        here = f"f={quote(str(final))}; [ -f $f ] && {{ touch $f 2>/dev/null; wc -c < $f; }} || echo none"
+        here = f'f={quote(str(final))}; [ -f "$f" ] && {{ touch "$f" 2>/dev/null; wc -c < "$f"; }} || echo none'
         # The size catches a file emptied by a power cut after its rename; the hash was checked when it was put.
         if self._query(here, deadline).strip() == str(size):
             return final
@@ -274,22 +284,57 @@ class PosixDevice:
                 hint="a process that ignores SIGKILL waits for a driver; restart the device",
             )
 
-    def _send(self, source: Path, final: PurePosixPath, sha: str, deadline: Deadline) -> None:
-        """One transfer: to a name of its own, hashed there, renamed when right."""
-        temporary = final.with_name(f".{final.name}.{secrets.token_hex(8)}")
-        q_temporary, q_final = quote(str(temporary)), quote(str(final))
+    def _send_ahead(self, source: Path, size: int, deadline: Deadline) -> PurePosixPath | None:
+        """Where a file lies that was sent while it is hashed here; None where that did not go, or may be needless.
+
+        Needless it may be when a file of the same size is there already: only the hash tells whether it is this one.
+        """
+        folder = self._root / "cas"
+        # `ls -ln` everywhere has the size fifth; `find` is not on every board
+        rows = [line.split(None, 5) for line in self._query(f"ls -ln {quote(str(folder))}", deadline).splitlines()]
+        if any(len(row) > 4 and row[4] == str(size) for row in rows):
+            return None
+        temporary = folder / f".ahead.{secrets.token_hex(8)}"
         try:
             self._transport.send(source, temporary, deadline)
-        except DeviceDiskFull:
-            self._query(f"rm -f {q_temporary}", deadline)  # what did arrive takes the room that is missing
+        except DeviceTimeout:
             raise
+        except DeviceError as e:
+            log.info("%s: %s was not sent ahead: %s", self.spec, source.name, e.message)
+            self._query(f"rm -f {quote(str(temporary))}", deadline)
+            return None
+        return temporary
+
+    def _settled_ahead(self, temporary: PurePosixPath, final: PurePosixPath, sha: str, deadline: Deadline) -> bool:
+        """Whether what was sent ahead arrived whole and now is `final`; if not it is gone."""
+        try:
+            if self._checked_in(temporary, final, sha, deadline).returncode == 0:
+                return True
+        except DeviceLost as e:
+            log.info("%s: lost while %s was hashed there: %s", self.spec, temporary.name, e.message)
+        self._query(f"rm -f {quote(str(temporary))}", deadline)
+        return False
+
+    def _checked_in(self, temporary: PurePosixPath, final: PurePosixPath, sha: str, deadline: Deadline) -> Reply:
+        """Hash `temporary` on the device, print that, and rename it to `final` when it is `sha`."""
+        q_temporary, q_final = quote(str(temporary)), quote(str(final))
         script = (
             f'{_SHA256}set -- $(sha {q_temporary}) none; echo $1; [ "$1" = {sha} ] && mv -f {q_temporary} {q_final}'
         )
-        reply = self._shell(script, deadline)
+        return self._shell(script, deadline)
+
+    def _send(self, source: Path, final: PurePosixPath, sha: str, deadline: Deadline) -> None:
+        """One transfer: to a name of its own, hashed there, renamed when right."""
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(8)}")
+        try:
+            self._transport.send(source, temporary, deadline)
+        except DeviceDiskFull:
+            self._query(f"rm -f {quote(str(temporary))}", deadline)  # what did arrive takes the room that is missing
+            raise
+        reply = self._checked_in(temporary, final, sha, deadline)
         if reply.returncode == 0:
             return
-        self._shell(f"rm -f {q_temporary}", deadline)
+        self._shell(f"rm -f {quote(str(temporary))}", deadline)
         self._raise_if_full(reply)
         got = reply.stdout.decode("utf-8", "replace").strip()
         if got != sha:

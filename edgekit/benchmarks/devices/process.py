@@ -11,13 +11,15 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.transport import OUTPUT_LIMIT_BYTES, OnOutput, Reply
 from edgekit.errors import DeviceTimeout, HostError, OutputLimitError
 
-__all__ = ["CANCELLED", "end_group", "run_bounded"]
+__all__ = ["CANCELLED", "ProcessStart", "end_group", "process_start", "run_bounded"]
 
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 """Once set, what runs in this context is ended as by Ctrl-C (which only the main thread is told of)."""
@@ -26,6 +28,34 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 256 * 1024
 _TICK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStart:
+    """What tells one process from another of the same pid, and whether it can do anything now."""
+
+    start: str
+    """Clock ticks since boot on Linux; text of `ps` elsewhere."""
+    is_zombie: bool
+    is_stopped: bool
+
+
+def process_start(pid: int) -> ProcessStart | None:
+    """When process `pid` of this host began, and its state; None when there is none."""
+    if os.path.exists("/proc/self/stat"):
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        state, start = words[0], words[19]
+    else:
+        said = subprocess.run(
+            ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False, timeout=10
+        )
+        state, _, start = said.stdout.strip().partition(" ")
+        if not state:
+            return None
+    return ProcessStart(start=start.strip(), is_zombie=state[0] in "ZXx", is_stopped=state[0] in "Tt")
 
 
 def end_group(process: subprocess.Popen[Any], *, patience: float = 1.0) -> None:
