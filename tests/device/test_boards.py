@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.board_arches import require_arch, tree_folders
-from support.host_state import host_state, is_running, processes_of
+from support.host_state import host_changes, host_state, is_running, processes_of
 
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.board import BoardDevice
@@ -87,7 +87,7 @@ def test_the_life_of_two_boards(capsys: pytest.CaptureFixture[str]) -> None:
     assert "amd64-2" in (caught.value.hint or "")
     assert run_command_line(["board", "stop", "--all"]) == 0
     assert running_boards() == ()
-    assert host_state() == before
+    assert host_changes(before) == []
 
 
 @pytest.mark.usefixtures("own_boards")
@@ -99,7 +99,7 @@ def test_a_killed_owner_leaves_nothing() -> None:
     assert len(had) >= 6  # owner, cell, adb server, the board's first process, adbd, sshd
     os.kill(record.pid, signal.SIGKILL)
     assert _ended(had, cache_dir())
-    assert host_state() == before
+    assert host_changes(before) == []
     assert running_boards() == ()
     deadline = _soon(5)  # the kernel takes a moment to destroy the network namespace
     while deadline.remaining and f"{record.address.rpartition('.')[0]}." in Path("/proc/net/fib_trie").read_text():
@@ -123,7 +123,7 @@ def test_an_owner_killed_while_starting_leaves_nothing(tmp_path: Path) -> None:
         owner.kill()
         owner.communicate()
         assert _ended(had, cache_dir())
-        assert host_state() == before
+        assert host_changes(before) == []
         assert running_boards() == ()
 
 
@@ -166,7 +166,6 @@ def test_trees_of_running_boards_are_not_destroyed(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["board", "start", "--arch", "armhf"], "no armhf board"),
         (["board", "start", "--arch", "sparc"], "no sparc board"),
         (["board", "stop"], "which boards"),
         (["board", "stop", "amd64-77"], "no board runs"),

@@ -16,6 +16,15 @@ def host_state() -> tuple[list[str], dict[str, tuple[int, int]]]:
     return mounts, nodes
 
 
+def host_changes(before: tuple[list[str], dict[str, tuple[int, int]]]) -> list[str]:
+    """What differs from `before`: mounts and nodes of /dev that came or went."""
+    mounts, nodes = host_state()
+    gone = [f"gone: {line}" for line in before[0] if line not in mounts]
+    gone += [f"gone or another: /dev/{name}" for name, value in before[1].items() if nodes.get(name) != value]
+    come = [f"new: {line}" for line in mounts if line not in before[0]]
+    return [*gone, *come, *(f"new: /dev/{name}" for name in nodes if name not in before[1])]
+
+
 def processes_of(folder: Path, root_pid: int | None = None) -> set[int]:
     """Descendants of `root_pid`, and every process whose command line names `folder`."""
     parents, named = {}, set()
