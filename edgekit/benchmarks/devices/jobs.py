@@ -82,6 +82,7 @@ if ! mkdir started 2>/dev/null; then
   for i in 1 2 3 4 5 6 7 8 9 10; do [ -f started/owner ] && break; sleep 0.1 2>/dev/null || sleep 1; done
   cat started/owner; exit
 fi
+rm -f exit  # of an earlier job of this name, written while its folder was being removed
 : > stdout && : > stderr && echo %(token)s > started/owner.tmp && mv started/owner.tmp started/owner || {
   echo full | cat > started/owner.tmp  # says why: a shell's own echo says only "I/O error"
   rm -rf started; exit 90
