@@ -2,8 +2,8 @@
 # Install the Debian/Ubuntu packages that the demo and the tests use, when root and when apt is there.
 #
 #   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
-#   scripts/install_system_packages.sh --test   also a browser for the report's tests, other shells for the device scripts,
-#                                               and sshd (the tests start their own; no server is started by installing it)
+#   scripts/install_system_packages.sh --test   also a browser for the report's tests, other shells and an old adb for the
+#                                               devices', and sshd (the tests start their own; installing it starts none)
 #   scripts/install_system_packages.sh --arm    also qemu, for board:arm64 and board:armhf; --test does this, too
 #
 # edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
@@ -12,7 +12,7 @@ set -euo pipefail
 
 packages=(mmdebstrap iproute2 debian-archive-keyring dataset-fashion-mnist)
 if [[ ${1:-} == --test ]]; then
-  packages+=(chromium mksh busybox openssh-server)
+  packages+=(chromium mksh busybox openssh-server adb)
 fi
 
 with_arm=no
