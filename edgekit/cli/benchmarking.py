@@ -13,6 +13,7 @@ from edgekit.cli.devices import AcceptHostKey, accept
 from edgekit.cli.shown import shown
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from edgekit.api import BenchmarkResult
@@ -102,7 +103,7 @@ def benchmark(
     if as_json:
         print(json.dumps([result.run.model_dump(mode="json") for result in results]))
     else:
-        Console().print(_table(results))
+        _show(Console(), results)
         for result in results:
             for part in _details(result):
                 Console().print(part)
@@ -113,32 +114,49 @@ def benchmark(
     return statuses[0] if statuses else 0
 
 
-def _table(results: tuple[BenchmarkResult, ...]) -> Table:
+_HEADINGS = ("artifact", "device", "p50", "p90", "cold load", "peak memory", "samples", "runtime", "harness", "note")
+_TABLE_WIDTH = 130
+"""On a narrower terminal the ten columns would be a few letters wide each."""
+
+
+def _show(console: Console, results: tuple[BenchmarkResult, ...]) -> None:
+    """A table; on a narrow terminal, the values below each artifact instead of beside it."""
+    from rich.padding import Padding
     from rich.table import Table
 
+    rows = [[shown(cell) for cell in _cells(result)] for result in results]
+    if console.width < _TABLE_WIDTH:
+        for name, device, *values in rows:
+            console.print(f"[bold]{name}[/] on {device}", highlight=False)
+            told = [f"{heading} {value}" for heading, value in zip(_HEADINGS[2:], values, strict=True) if value]
+            console.print(Padding(" · ".join(told), (0, 0, 0, 2)), highlight=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in _HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _cells(result: BenchmarkResult) -> tuple[str, ...]:
+    """One value for each of `_HEADINGS`."""
     from edgekit.report import quantities
 
-    table = Table(box=None, pad_edge=False)
-    headings = ("artifact", "device", "p50", "p90", "cold load", "peak memory", "samples", "runtime", "harness", "note")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for result in results:
-        latency, run = result.latency, result.run
-        memory = run.memory.peak_rss_bytes if run.memory else None
-        cells = (
-            result.artifact.passport.name,
-            result.device.spec + (" (emulated)" if result.device.emulated else ""),
-            quantities.time(latency.p50_ns) if latency else "-",
-            quantities.time(latency.p90_ns) if latency else "-",
-            quantities.time(result.cold_load_ns) if result.cold_load_ns is not None else "-",
-            quantities.size(memory) if memory is not None else "-",
-            str(len(run.latency_ns)),
-            _runtime(run),
-            quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
-            _note(run),
-        )
-        table.add_row(*map(shown, cells))
-    return table
+    latency, run = result.latency, result.run
+    memory = run.memory.peak_rss_bytes if run.memory else None
+    return (
+        result.artifact.passport.name,
+        result.device.spec + (" (emulated)" if result.device.emulated else ""),
+        quantities.time(latency.p50_ns) if latency else "-",
+        quantities.time(latency.p90_ns) if latency else "-",
+        quantities.time(result.cold_load_ns) if result.cold_load_ns is not None else "-",
+        quantities.size(memory) if memory is not None else "-",
+        str(len(run.latency_ns)),
+        _runtime(run),
+        quantities.time(result.harness_ns) if result.harness_ns is not None else "stored",
+        _note(run),
+    )
 
 
 def _runtime(run: Run) -> str:
