@@ -3,7 +3,7 @@
 #
 #   scripts/install_system_packages.sh          the demo's: its data set and the virtual board
 #   scripts/install_system_packages.sh --test   also a browser for the report's tests, other shells and an old adb for the
-#                                               devices', and sshd (the tests start their own; installing it starts none)
+#                                               devices', sshd and PostgreSQL (the tests start their own servers)
 #   scripts/install_system_packages.sh --arm    also qemu, for board:arm64 and board:armhf; --test does this, too
 #
 # edgekit itself needs none of them. Without root or apt this says what is missing and succeeds: the demo then
@@ -12,7 +12,7 @@ set -euo pipefail
 
 packages=(mmdebstrap iproute2 debian-archive-keyring dataset-fashion-mnist)
 if [[ ${1:-} == --test ]]; then
-  packages+=(chromium mksh busybox openssh-server adb)
+  packages+=(chromium mksh busybox openssh-server adb postgresql)
 fi
 
 with_arm=no

@@ -22,7 +22,7 @@ def _program(name: str) -> str | None:
 def postgres_unavailable_reason() -> str | None:
     """Why no server can be started here, or None."""
     if importlib.util.find_spec("psycopg") is None:
-        return "pip install 'psycopg[binary]'"
+        return "pip install 'edgekit[postgres]'"
     if _program("initdb") is None or _program("pg_ctl") is None:
         return "apt install postgresql"
     if os.geteuid() == 0 and (subprocess.run(["id", "postgres"], capture_output=True).returncode or not _runuser()):
