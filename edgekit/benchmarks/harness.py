@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -177,7 +177,7 @@ class _Job:
         watched = self._timed("run", lambda: launch(self.device, job, watcher))
         if watched.missing:
             self.host_ns["push"] += self.host_ns.pop("run")
-            self._timed("push", self._push)
+            self._timed("push", lambda: self._push(watched.missing))
             self.store.check()
             watched = self._timed("run", lambda: launch(self.device, job, watcher))
         if watched.missing:
@@ -242,12 +242,14 @@ class _Job:
         except OSError as e:
             raise HostError(f"cannot read {path}: {e.strerror}") from e
 
-    def _push(self) -> None:
-        """Everything the job needs, on the device."""
+    def _push(self, missing: Sequence[PurePosixPath]) -> None:
+        """What the device said it has not: files, and parts of the runtime."""
         deadline = Deadline.after(_PUSH_SECONDS)
-        provision(self.device, self.info, self.runtime, deadline)
-        for path in self._files():
-            self.device.put(path, deadline)
+        files = {self._place(path).path: path for path in self._files()}
+        if not files.keys() >= set(missing):
+            provision(self.device, self.info, self.runtime, deadline)
+        for place in files.keys() & set(missing):
+            self.device.put(files[place], deadline, is_missing=True)
 
     def _job_json(
         self, attempt: int, model: PurePosixPath, inputs: list[tuple[str, PurePosixPath]], backend: PurePosixPath | None

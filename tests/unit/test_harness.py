@@ -344,6 +344,8 @@ def test_three_commands_a_job(local_device: LocalDevice, info: DeviceInfo, store
     local_device._transport = transport = Counting()
     artifact = doubles.artifact(tmp_path / "m")
     run_once(local_device, info, artifact, store, tmp_path)
+    # what misses is told by the first call; each of the four files is then sent, and hashed there, without a question
+    assert transport.calls == ["shell", *["send", "shell"] * 4, "shell", "receive", "shell"]
     transport.calls.clear()
     run = run_once(local_device, info, artifact, store, tmp_path, fresh=True)
     assert run.attempt == 2

@@ -120,8 +120,11 @@ class Device(Protocol):
     ) -> Completed:
         """Run a command to its end. Raises DeviceLost, DeviceTimeout; CommandError when `check` and it failed."""
 
-    def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
-        """Send a file into the content-addressed store and return where it lies; nothing is sent if it is there."""
+    def put(self, source: Path, deadline: Deadline, *, is_missing: bool = False) -> PurePosixPath:
+        """Send a file into the content-addressed store and return where it lies; nothing is sent if it is there.
+
+        `is_missing` says that the device has just told that it is not, and spares the question.
+        """
 
     def write(self, path: PurePosixPath, data: bytes, deadline: Deadline) -> None:
         """Write a small file under `root`, by rename."""

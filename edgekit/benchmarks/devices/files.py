@@ -55,12 +55,13 @@ class StoredFiles(Calls):
         self._put_at: dict[str, float] = {}
         """sha256 of what this object has put, to the monotonic time of it."""
 
-    def put(self, source: Path, deadline: Deadline) -> PurePosixPath:
+    def put(self, source: Path, deadline: Deadline, *, is_missing: bool = False) -> PurePosixPath:
         try:
             size = source.stat().st_size
             with ThreadPoolExecutor(1) as beside:
                 hashing = beside.submit(known_sha256, source)
-                ahead = self._send_ahead(source, size, deadline) if size >= _AHEAD_BYTES else None
+                is_ahead = size >= _AHEAD_BYTES and not is_missing
+                ahead = self._send_ahead(source, size, deadline) if is_ahead else None
                 sha = hashing.result()
         except OSError as e:
             raise HostError(f"cannot read {source}: {e.strerror}") from e
@@ -71,7 +72,7 @@ class StoredFiles(Calls):
         # touched, so that what makes room removes the files that were not asked for longest
         here = f'f={quote(str(final))}; [ -f "$f" ] && {{ touch "$f" 2>/dev/null; wc -c < "$f"; }} || echo none'
         # The size catches a file emptied by a power cut after its rename; the hash was checked when it was put.
-        if self._query(here, deadline).strip() == str(size):
+        if not is_missing and self._query(here, deadline).strip() == str(size):
             return final
         send = lambda: self._send(source, final, sha, deadline)  # noqa: E731 - one step under two kinds of second try
         self._with_room(size, deadline, lambda: self._retried("put", deadline, send))
