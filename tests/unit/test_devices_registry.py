@@ -36,7 +36,7 @@ def test_an_unknown_kind_names_the_nearest() -> None:
         open_device("adb:")
 
 
-@pytest.mark.parametrize("spec", ["local:x", "board:arm64", "board:$(id)"])
+@pytest.mark.parametrize("spec", ["local:x", "board:riscv64", "board:arm64-99", "board:$(id)"])
 def test_an_argument_that_a_kind_does_not_take_is_said(spec: str) -> None:
     """Known kind, wrong argument: unusable, with what to write instead."""
     with pytest.raises(DeviceUnusable) as caught:

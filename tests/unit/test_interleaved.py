@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,8 +248,7 @@ def test_a_block_begun_by_an_interrupted_call_is_measured_again(
     monkeypatch.setattr(harness, "measure", lambda *_args, **_more: next(given))
     model: Any = SimpleNamespace(passport=SimpleNamespace(name="m"))
     pair = ((model, model), (model, model))
-    rounds = side_by_side.take_turns(
-        cast(Any, None), INFO, pair, Plan(), store=cast(Any, None), work_dir=tmp_path, seed=0
-    )
+    session: Any = SimpleNamespace(device=None, info=INFO, store=None)
+    rounds = side_by_side.take_turns(session, pair, Plan(), work_dir=tmp_path, seed=0)
     turn = next(rounds)
     assert {min(turn.first.latency_ns) < 2e6, min(turn.second.latency_ns) < 2e6} == {True}
