@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edgekit.benchmarks.values import Run, RunStatus
 
-__all__ = ["MemoryStore", "Store"]
+__all__ = ["MemoryStore", "Store", "StoreView"]
 
 
 class Store(Protocol):
@@ -30,6 +30,31 @@ class Store(Protocol):
 
     def check(self) -> None:
         """Raise LeaseLost when this process may not use the device any more; called before each look at it."""
+
+
+class StoreView:
+    """A store seen through another: every call goes on to `store`, but what a subclass does itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def selected(self, job_key: str) -> Run | None:
+        return self._store.selected(job_key)
+
+    def pending(self, job_key: str) -> int | None:
+        return self._store.pending(job_key)
+
+    def begin(self, job_key: str) -> int:
+        return self._store.begin(job_key)
+
+    def record(self, run: Run) -> None:
+        self._store.record(run)
+
+    def outputs_path(self, sha256: str) -> Path:
+        return self._store.outputs_path(sha256)
+
+    def check(self) -> None:
+        self._store.check()
 
 
 class MemoryStore:

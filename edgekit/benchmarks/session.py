@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgekit.benchmarks.devices.base import Deadline, Device
 from edgekit.benchmarks.devices.health import require_healthy
@@ -13,8 +12,8 @@ from edgekit.benchmarks.devices.inventory import floors_for
 from edgekit.benchmarks.devices.lease import hold_device
 from edgekit.benchmarks.devices.registry import open_device
 from edgekit.benchmarks.devices.state import read_state
-from edgekit.benchmarks.journal import Store
-from edgekit.benchmarks.values import DeviceInfo, Run
+from edgekit.benchmarks.journal import Store, StoreView
+from edgekit.benchmarks.values import DeviceInfo
 from edgekit.store import ResultStore
 
 __all__ = ["Session", "measuring_on"]
@@ -47,11 +46,11 @@ def measuring_on(spec: str, store: Store, *, wait_seconds: float = 5.0) -> Itera
             yield Session(device=device, info=info, store=_CheckedStore(held, device))
 
 
-class _CheckedStore:
+class _CheckedStore(StoreView):
     """A store that looks at the device's health when the first new attempt begins."""
 
     def __init__(self, store: Store, device: Device) -> None:
-        self._store = store
+        super().__init__(store)
         self._device = device
         self._is_fit = False
 
@@ -60,19 +59,4 @@ class _CheckedStore:
             state = read_state(self._device, Deadline.after(_STATE_SECONDS))
             require_healthy(state, floors_for(self._device.spec))
             self._is_fit = True
-        return self._store.begin(job_key)
-
-    def selected(self, job_key: str) -> Run | None:
-        return self._store.selected(job_key)
-
-    def pending(self, job_key: str) -> int | None:
-        return self._store.pending(job_key)
-
-    def record(self, run: Run) -> None:
-        self._store.record(run)
-
-    def outputs_path(self, sha256: str) -> Path:
-        return self._store.outputs_path(sha256)
-
-    def check(self) -> None:
-        self._store.check()
+        return super().begin(job_key)

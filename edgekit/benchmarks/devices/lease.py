@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgekit.benchmarks.devices.base import Deadline
 from edgekit.benchmarks.devices.lock import HostLock
-from edgekit.benchmarks.journal import Store
+from edgekit.benchmarks.journal import Store, StoreView
 from edgekit.benchmarks.values import DeviceInfo, Run
 from edgekit.errors import DeviceBusy, LeaseLost, StoreError
 from edgekit.leases import Fence, Holder, Leases, Owner
@@ -155,29 +154,24 @@ class _Heart(threading.Thread):
         self._confirmed = began
 
 
-class _FencedStore:
+class _FencedStore(StoreView):
     """A results store as the holder of one lease sees it."""
 
     def __init__(self, store: ResultStore, fence: Fence, heart: _Heart) -> None:
-        self._store = store
+        super().__init__(store)
+        self._results = store
         self._fence = fence
         self._heart = heart
 
-    def selected(self, job_key: str) -> Run | None:
-        return self._store.selected(job_key)
-
     def pending(self, job_key: str) -> int | None:
         self._heart.check()
-        return self._store.pending(job_key)
+        return super().pending(job_key)
 
     def begin(self, job_key: str) -> int:
-        return self._store.begin(job_key, fence=self._fence)
+        return self._results.begin(job_key, fence=self._fence)
 
     def record(self, run: Run) -> None:
-        self._store.record(run, fence=self._fence)
-
-    def outputs_path(self, sha256: str) -> Path:
-        return self._store.outputs_path(sha256)
+        self._results.record(run, fence=self._fence)
 
     def check(self) -> None:
         self._heart.check()
