@@ -28,6 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import psutil
 import soak_bed
 import soak_jobs
 from soak_bed import FAULTS, Bed, Target
@@ -202,7 +203,7 @@ def _left_on_devices(bed: Bed) -> int:
         left = [p for target in bed.targets for p in target.processes()] + bed.clients()
         if not left or time.monotonic() > deadline:
             for process in left:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(psutil.Error):  # it has ended since
                     print("left:", process.pid, " ".join(process.cmdline())[:200])
             return len(left)
         time.sleep(0.2)
